@@ -1,0 +1,1 @@
+//! What benches share: data generators.

@@ -1,0 +1,286 @@
+//! What can be set, with its unit in the name and its default in the code.
+//!
+//! `default.toml` beside this crate explains every key to operators; a test keeps the two equal.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$key_doc])* pub $key: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($key: $default,)* }
+            }
+        }
+    };
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+section! {
+    /// Everything that can be set.
+    Settings {
+        /// Who this process is.
+        node: Node = Node::default(),
+        /// The cluster that it belongs to.
+        cluster: Cluster = Cluster::default(),
+        /// Where segments and metadata lie.
+        store: Store = Store::default(),
+        /// Where the durable log lies.
+        log: Log = Log::default(),
+        /// Sockets and the data folder.
+        server: Server = Server::default(),
+        /// Who may come in.
+        auth: Auth = Auth::default(),
+        /// Limits of writing.
+        ingest: Ingest = Ingest::default(),
+        /// The journal.
+        journal: Journal = Journal::default(),
+        /// Rows in memory.
+        memtable: Memtable = Memtable::default(),
+        /// Parquet segments.
+        segment: Segment = Segment::default(),
+        /// Merging segments.
+        compaction: Compaction = Compaction::default(),
+        /// Limits of querying.
+        query: Query = Query::default(),
+        /// The PostgreSQL wire protocol.
+        pg: Pg = Pg::default(),
+        /// Logs, metrics and traces.
+        observe: Observe = Observe::default(),
+        /// Stopping.
+        shutdown: Shutdown = Shutdown::default(),
+    }
+}
+
+section! {
+    /// Who this process is.
+    Node {
+        /// Name of the node, unique in its cluster.
+        id: String = "node-1".to_owned(),
+        /// What the node does: `all`, or any of `gateway`, `ingest`, `query`, `compact`.
+        roles: Vec<String> = vec!["all".to_owned()],
+    }
+}
+
+section! {
+    /// The cluster that the node belongs to.
+    Cluster {
+        /// Name of the cluster; the prefix of its objects in a bucket.
+        name: String = "kymo".to_owned(),
+        /// Number of log partitions. One process serves one partition today.
+        partitions: u16 = 1,
+    }
+}
+
+section! {
+    /// Where segments and metadata lie.
+    Store {
+        /// Empty for the data folder of this machine, the only place today.
+        url: String = String::new(),
+    }
+}
+
+section! {
+    /// Where the durable log lies.
+    Log {
+        /// `local`: a journal in the data folder, the only kind today.
+        kind: String = "local".to_owned(),
+    }
+}
+
+section! {
+    /// Sockets and the data folder.
+    Server {
+        /// The folder that holds everything.
+        data_dir: PathBuf = PathBuf::from("./kymo-data"),
+        /// Address for HTTP and WebSocket.
+        http_host: String = "127.0.0.1".to_owned(),
+        /// Port for HTTP and WebSocket; 0 takes a free one.
+        http_port: u16 = 7878,
+        /// Address for the PostgreSQL wire protocol.
+        pg_host: String = "127.0.0.1".to_owned(),
+        /// Port for the PostgreSQL wire protocol; 0 takes a free one.
+        pg_port: u16 = 5433,
+        /// Connections at a time, on each of the two ports.
+        max_connections: usize = 1000,
+        /// Time for a connection to send its first request or to log in.
+        startup_timeout_ms: u64 = 10_000,
+        /// Certificate chain (PEM) that switches TLS on, for both ports; needs `tls_key`.
+        tls_cert: Option<PathBuf> = None,
+        /// Private key (PEM) of the certificate.
+        tls_key: Option<PathBuf> = None,
+        /// Threads for sockets; 0 means one a core.
+        io_threads: usize = 0,
+        /// Threads for flushing and compacting; 0 means a quarter of the cores, at least one.
+        background_threads: usize = 0,
+    }
+}
+
+section! {
+    /// Who may come in.
+    Auth {
+        /// Whether anybody has to prove who they are. Off is accepted on loopback only.
+        enabled: bool = true,
+        /// Name of the administrator that the first start creates.
+        admin_user: String = "admin".to_owned(),
+        /// Password for that administrator; made up and printed once where absent.
+        admin_password: Option<String> = None,
+        /// How many proven credentials are remembered, to spare the password hash.
+        cache_entries: usize = 1024,
+        /// How many password hashes are computed at a time.
+        max_hashing: usize = 2,
+    }
+}
+
+section! {
+    /// Limits of writing.
+    Ingest {
+        /// Size of a request body after decompression.
+        max_body_bytes: u64 = 32 * MIB,
+        /// Length of one line of line protocol.
+        max_line_bytes: u64 = MIB,
+        /// Bad lines reported in one answer; the rest is counted.
+        max_reported_errors: usize = 100,
+        /// Tag and field columns a table may have.
+        max_columns: usize = 5000,
+        /// Tables a database may have.
+        max_tables: usize = 10_000,
+        /// Bytes of accepted requests on their way to the writers.
+        queue_bytes: u64 = 64 * MIB,
+        /// How long a request waits for room before it is told to come back.
+        queue_timeout_ms: u64 = 1000,
+        /// Bodies that are read and parsed at a time; 0 means twice the cores.
+        max_parsing: usize = 0,
+        /// Time for a request's body to arrive.
+        body_timeout_ms: u64 = 30_000,
+    }
+}
+
+section! {
+    /// The journal.
+    Journal {
+        /// `every_write`, `periodic`, `os_default` or `none`.
+        durability: String = "every_write".to_owned(),
+        /// Interval between fsyncs for `periodic`.
+        periodic_ms: u64 = 100,
+        /// Size at which a new file is begun.
+        file_bytes: u64 = 64 * MIB,
+        /// Bytes that wait for the journal thread.
+        queue_bytes: u64 = 32 * MIB,
+        /// Size of one record; larger ones are refused.
+        max_record_bytes: u64 = 256 * MIB,
+        /// Memory that replaying may hold before it flushes.
+        replay_bytes: u64 = 256 * MIB,
+    }
+}
+
+section! {
+    /// Rows in memory.
+    Memtable {
+        /// Size of a table's rows in memory at which they are flushed.
+        table_bytes: u64 = 64 * MIB,
+        /// Size of all rows in memory at which the largest table is flushed.
+        soft_bytes: u64 = 256 * MIB,
+        /// Size of all rows in memory at which writes are turned away.
+        hard_bytes: u64 = 512 * MIB,
+        /// Age of the oldest row in memory at which it is flushed.
+        max_age_ms: u64 = 300_000,
+        /// Frozen memtables of a table that may wait for their flush before it stalls.
+        max_frozen: usize = 2,
+        /// Bytes that wait for one table's writer.
+        queue_bytes: u64 = 32 * MIB,
+    }
+}
+
+section! {
+    /// Parquet segments.
+    Segment {
+        /// Rows in a row group.
+        row_group_rows: usize = 131_072,
+        /// Zstandard level for segments that compaction writes.
+        zstd_level: i32 = 3,
+    }
+}
+
+section! {
+    /// Merging segments.
+    Compaction {
+        /// Whether segments are merged at all.
+        enabled: bool = true,
+        /// How often tables are looked at.
+        interval_ms: u64 = 10_000,
+        /// Segments of about one size in a time window that are worth merging.
+        min_segments: usize = 4,
+        /// Size beyond which a segment is left alone.
+        target_bytes: u64 = 128 * MIB,
+        /// Age at which files that nothing names any more are deleted.
+        grace_ms: u64 = 60_000,
+    }
+}
+
+section! {
+    /// Limits of querying.
+    Query {
+        /// Queries that run at a time.
+        max_running: usize = 32,
+        /// Queries that wait for their turn.
+        max_waiting: usize = 256,
+        /// Time for one query, waiting included; 0 means no limit.
+        timeout_ms: u64 = 300_000,
+        /// Memory of all running queries, beyond which they spill to disk or fail.
+        memory_bytes: u64 = GIB,
+        /// Disk space for spilling.
+        spill_bytes: u64 = 16 * GIB,
+        /// Threads that plan and run queries; 0 means one a core.
+        threads: usize = 0,
+        /// Length of SQL text.
+        max_sql_bytes: u64 = 16 * MIB,
+        /// Batches in the channel between a query and its socket.
+        stream_batches: usize = 4,
+    }
+}
+
+section! {
+    /// The PostgreSQL wire protocol.
+    Pg {
+        /// Size of one message after log-in.
+        max_message_bytes: u64 = 64 * MIB,
+        /// Prepared statements of one connection.
+        max_statements: usize = 1024,
+        /// Bytes of SQL text in the prepared statements of one connection.
+        max_statement_bytes: u64 = 16 * MIB,
+    }
+}
+
+section! {
+    /// Logs, metrics and traces.
+    Observe {
+        /// Filter of log lines, such as `info` or `info,kymo_kernel=debug`.
+        log: String = "info".to_owned(),
+        /// `text` or `json`.
+        log_format: String = "text".to_owned(),
+    }
+}
+
+section! {
+    /// Stopping.
+    Shutdown {
+        /// Time for running statements to end.
+        statements_ms: u64 = 10_000,
+        /// Time for accepted writes to be answered.
+        writes_ms: u64 = 5000,
+        /// Time for background jobs to end.
+        background_ms: u64 = 5000,
+        /// Whether rows in memory are flushed; the journal holds them anyway.
+        flush: bool = false,
+    }
+}

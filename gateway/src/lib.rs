@@ -1,0 +1,1 @@
+//! The edge: HTTP, the PostgreSQL wire protocol, authentication and the command line.

@@ -1,0 +1,18 @@
+//! The kernel: mechanisms without policy.
+//!
+//! Two halves live here. The first carries actors: [`actor`], [`port`], [`host`],
+//! [`pools`], [`supervise`] and [`shutdown`]. The second keeps data: [`storage`] is the
+//! durable store as a plain library, without actors and without SQL, over the outside
+//! world of [`env`]. Both share [`error`], [`ids`], [`schema`], [`observe`] and
+//! [`invariant`]; [`message`] names everything that crosses an actor boundary.
+//!
+//! The kernel never imports DataFusion, axum, pgwire or wasmtime.
+
+pub mod env;
+pub mod error;
+pub mod ids;
+pub mod message;
+pub mod schema;
+pub mod user;
+
+pub use error::{Code, Error, Result, Retry};

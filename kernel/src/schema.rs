@@ -1,0 +1,323 @@
+//! The data model: tables with tags, fields and a time column, and their Arrow shape.
+//!
+//! Tags are dictionary-encoded text and identify a series; fields are values; `time` is a
+//! timestamp in nanoseconds, UTC. Every column has a [`ColumnId`] that outlives its name and
+//! is written to Parquet as `field_id`. Columns keep the order in which they appeared, with
+//! `time` wherever its table's definition put it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Error, Result};
+use crate::ids::{ColumnId, TableId};
+
+/// The database that exists from the start.
+pub const DEFAULT_DATABASE: &str = "kymo";
+/// The schema that every database has.
+pub const DEFAULT_SCHEMA: &str = "public";
+/// The name of the time column of tables that Kymo makes by itself.
+pub const TIME: &str = "time";
+/// Key of the Arrow field metadata that holds a column's [`ColumnKind`].
+pub const KIND_KEY: &str = "kymo.kind";
+/// Key of the Arrow field metadata that holds a column's id; Parquet's own name for it.
+pub const FIELD_ID_KEY: &str = "PARQUET:field_id";
+
+/// What a column is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnKind {
+    /// Part of a series' identity.
+    Tag,
+    /// A value.
+    Field,
+    /// The instant; each table has exactly one.
+    Time,
+}
+
+impl ColumnKind {
+    /// The word used in metadata and in `SHOW COLUMNS`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ColumnKind::Tag => "tag",
+            ColumnKind::Field => "field",
+            ColumnKind::Time => "time",
+        }
+    }
+
+    /// Reads the kind of an Arrow field; a field without one is a value.
+    #[must_use]
+    pub fn of(field: &Field) -> ColumnKind {
+        match field.metadata().get(KIND_KEY).map(String::as_str) {
+            Some("tag") => ColumnKind::Tag,
+            Some("time") => ColumnKind::Time,
+            _ => ColumnKind::Field,
+        }
+    }
+}
+
+/// The type of a column's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FieldType {
+    /// 64-bit floating point.
+    Float64,
+    /// 64-bit signed integer.
+    Int64,
+    /// 64-bit unsigned integer.
+    UInt64,
+    /// True or false.
+    Bool,
+    /// UTF-8 text.
+    Text,
+    /// Nanoseconds since 1970-01-01T00:00:00Z.
+    Timestamp,
+}
+
+impl FieldType {
+    /// The Arrow type of a field of this type. Tags use [`tag_type`] instead.
+    #[must_use]
+    pub fn arrow(self) -> DataType {
+        match self {
+            FieldType::Float64 => DataType::Float64,
+            FieldType::Int64 => DataType::Int64,
+            FieldType::UInt64 => DataType::UInt64,
+            FieldType::Bool => DataType::Boolean,
+            FieldType::Text => DataType::Utf8,
+            FieldType::Timestamp => time_type(),
+        }
+    }
+
+    /// The word used in messages: what line protocol calls the type.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FieldType::Float64 => "float",
+            FieldType::Int64 => "integer",
+            FieldType::UInt64 => "unsigned",
+            FieldType::Bool => "boolean",
+            FieldType::Text => "string",
+            FieldType::Timestamp => "timestamp",
+        }
+    }
+
+    /// The field type that an Arrow type is kept as, where it is one of ours.
+    #[must_use]
+    pub fn of(data_type: &DataType) -> Option<FieldType> {
+        Some(match data_type {
+            DataType::Float64 => FieldType::Float64,
+            DataType::Int64 => FieldType::Int64,
+            DataType::UInt64 => FieldType::UInt64,
+            DataType::Boolean => FieldType::Bool,
+            DataType::Utf8 | DataType::Dictionary(_, _) => FieldType::Text,
+            DataType::Timestamp(TimeUnit::Nanosecond, _) => FieldType::Timestamp,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for FieldType {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+/// The Arrow type of every tag: text through a dictionary of 32-bit keys.
+#[must_use]
+pub fn tag_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+}
+
+/// The Arrow type of every instant: nanoseconds, UTC.
+#[must_use]
+pub fn time_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Nanosecond, Some("+00:00".into()))
+}
+
+/// One column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its identity, stable under renaming.
+    pub id: ColumnId,
+    /// Its name in SQL and in line protocol, case-sensitive.
+    pub name: String,
+    /// What it is for.
+    pub kind: ColumnKind,
+    /// The type of its values; [`FieldType::Text`] for a tag, [`FieldType::Timestamp`] for time.
+    pub field_type: FieldType,
+}
+
+impl Column {
+    /// The Arrow field, with kind and id as metadata. Everything but time may be NULL.
+    #[must_use]
+    pub fn arrow(&self) -> Field {
+        marked_field(&self.name, self.kind, self.field_type).with_metadata(
+            [
+                (KIND_KEY.to_owned(), self.kind.as_str().to_owned()),
+                (FIELD_ID_KEY.to_owned(), self.id.to_string()),
+            ]
+            .into(),
+        )
+    }
+}
+
+/// An Arrow field for a column that has no id yet, as parsers build it.
+#[must_use]
+pub fn marked_field(name: &str, kind: ColumnKind, field_type: FieldType) -> Field {
+    let data_type = match kind {
+        ColumnKind::Tag => tag_type(),
+        ColumnKind::Time => time_type(),
+        ColumnKind::Field => field_type.arrow(),
+    };
+    Field::new(name, data_type, kind != ColumnKind::Time)
+        .with_metadata([(KIND_KEY.to_owned(), kind.as_str().to_owned())].into())
+}
+
+/// The columns of a table at one version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// Grows with every change.
+    pub version: u32,
+    /// In the order of appearance.
+    pub columns: Vec<Column>,
+}
+
+impl TableSchema {
+    /// The column of a name.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The tag columns, in the order that sorts segments.
+    pub fn tags(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|column| column.kind == ColumnKind::Tag)
+    }
+
+    /// The time column.
+    ///
+    /// # Errors
+    /// `internal` if the definition has none, which no constructor allows.
+    pub fn time(&self) -> Result<&Column> {
+        self.columns
+            .iter()
+            .find(|column| column.kind == ColumnKind::Time)
+            .ok_or_else(|| Error::internal("table without a time column"))
+    }
+
+    /// The Arrow schema of a scan: all columns in order.
+    #[must_use]
+    pub fn arrow(&self) -> SchemaRef {
+        Arc::new(Schema::new(self.columns.iter().map(Column::arrow).collect::<Vec<_>>()))
+    }
+}
+
+/// The full name of a table: `database.schema.table`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TableName {
+    /// The database.
+    pub database: String,
+    /// The schema within it.
+    pub schema: String,
+    /// The table within that.
+    pub table: String,
+}
+
+impl TableName {
+    /// A table of the default schema of a database.
+    pub fn new(database: impl Into<String>, table: impl Into<String>) -> Self {
+        TableName {
+            database: database.into(),
+            schema: DEFAULT_SCHEMA.to_owned(),
+            table: table.into(),
+        }
+    }
+
+    /// Refuses names that no object may have.
+    ///
+    /// # Errors
+    /// `invalid_input` for a part that is empty, longer than 255 bytes or holds a control
+    /// character.
+    pub fn check(&self) -> Result<()> {
+        for (what, part) in
+            [("database", &self.database), ("schema", &self.schema), ("table", &self.table)]
+        {
+            check_name(what, part)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses names that no object may have: empty, longer than 255 bytes, with control characters.
+///
+/// # Errors
+/// `invalid_input`, naming what kind of object the name was for.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > 255 {
+        "is longer than 255 bytes"
+    } else if name.chars().any(char::is_control) {
+        "holds a control character"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Code::InvalidInput, format!("{what} name {name:?} {problem}")))
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}.{}", self.database, self.schema, self.table)
+    }
+}
+
+/// What a table was created `WITH`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableOptions {
+    /// Keep every row, also those of the same tags and time.
+    pub append_only: bool,
+    /// Width of the time windows that segments are cut at, in nanoseconds; at least one second.
+    pub window_ns: i64,
+}
+
+/// The default width of a segment's time window: one day.
+pub const DEFAULT_WINDOW_NS: i64 = 86_400_000_000_000;
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        TableOptions { append_only: false, window_ns: DEFAULT_WINDOW_NS }
+    }
+}
+
+/// A table as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDef {
+    /// Its identity.
+    pub id: TableId,
+    /// Its name.
+    pub name: TableName,
+    /// Its columns.
+    pub schema: TableSchema,
+    /// Its options.
+    pub options: TableOptions,
+}
+
+/// Rows for one table on their way in: a batch whose fields carry their [`ColumnKind`].
+///
+/// The batch may hold any subset of the table's columns, and columns that the table does not
+/// have yet; absent columns stay as they are stored (NULL for a new row). It always has the
+/// time column, without NULLs.
+#[derive(Debug, Clone)]
+pub struct TableBatch {
+    /// Where the rows go.
+    pub table: TableName,
+    /// The rows.
+    pub batch: RecordBatch,
+    /// For each row the line (from 1) of the request that it came from; empty where rows
+    /// have no lines.
+    pub lines: Vec<u32>,
+}
