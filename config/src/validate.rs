@@ -1,0 +1,315 @@
+//! What the settings must be beyond their types: words, ranges, and what has to go
+//! together. Every rule is looked at; none hides another.
+
+use std::net::{IpAddr, ToSocketAddrs};
+
+use crate::load::{Problem, REDACTED};
+use crate::settings::Settings;
+
+/// Every rule that `settings` break. `place` tells where the value of a key came from.
+#[must_use]
+pub fn check(settings: &Settings, place: &dyn Fn(&str) -> String) -> Vec<Problem> {
+    let mut rules = Rules { place, found: Vec::new() };
+    rules.words(settings);
+    rules.addresses(settings);
+    rules.sizes(settings);
+    rules.order(settings);
+    rules.today(settings);
+    rules.together(settings);
+    rules.found
+}
+
+struct Rules<'a> {
+    place: &'a dyn Fn(&str) -> String,
+    found: Vec<Problem>,
+}
+
+impl Rules<'_> {
+    fn need(&mut self, holds: bool, key: &str, what: impl Into<String>, hint: impl Into<String>) {
+        if !holds {
+            self.found.push(Problem {
+                key: key.to_owned(),
+                place: (self.place)(key),
+                what: what.into(),
+                hint: hint.into(),
+            });
+        }
+    }
+
+    fn word(&mut self, key: &str, value: &str, allowed: &[&str]) {
+        self.need(
+            allowed.contains(&value),
+            key,
+            format!("{value:?} is not a word that is known here"),
+            format!("use one of: {}", allowed.join(", ")),
+        );
+    }
+
+    fn positive(&mut self, key: &str, value: u64) {
+        self.need(value > 0, key, "must be larger than 0", "leave it out for the default");
+    }
+
+    fn words(&mut self, s: &Settings) {
+        const DURABILITY: [&str; 4] = ["every_write", "periodic", "os_default", "none"];
+        const ROLES: [&str; 5] = ["all", "gateway", "ingest", "query", "compact"];
+        self.word("journal.durability", &s.journal.durability, &DURABILITY);
+        self.word("observe.log_format", &s.observe.log_format, &["text", "json"]);
+        for role in &s.node.roles {
+            self.word("node.roles", role, &ROLES);
+        }
+        self.need(!s.node.roles.is_empty(), "node.roles", "names no role", "use [\"all\"]");
+        let names = [
+            ("node.id", &s.node.id),
+            ("cluster.name", &s.cluster.name),
+            ("auth.admin_user", &s.auth.admin_user),
+        ];
+        for (key, name) in names {
+            self.need(!name.trim().is_empty(), key, "is empty", "give it a name");
+        }
+    }
+
+    fn addresses(&mut self, s: &Settings) {
+        let server = &s.server;
+        for (key, host) in
+            [("server.http_host", &server.http_host), ("server.pg_host", &server.pg_host)]
+        {
+            self.need(
+                host.parse::<IpAddr>().is_ok() || looks_like_name(host),
+                key,
+                format!("{host:?} is neither an address nor a host name"),
+                "use for example 127.0.0.1 or 0.0.0.0",
+            );
+        }
+        self.need(
+            server.http_port == 0
+                || server.http_port != server.pg_port
+                || server.http_host != server.pg_host,
+            "server.pg_port",
+            format!("port {} serves HTTP already", server.pg_port),
+            "choose another port, or 0 for a free one",
+        );
+        self.need(
+            !server.data_dir.as_os_str().is_empty(),
+            "server.data_dir",
+            "is empty",
+            "name a folder",
+        );
+    }
+
+    fn sizes(&mut self, s: &Settings) {
+        let sizes = [
+            ("server.max_connections", s.server.max_connections as u64),
+            ("server.startup_timeout_ms", s.server.startup_timeout_ms),
+            ("auth.cache_entries", s.auth.cache_entries as u64),
+            ("auth.max_hashing", s.auth.max_hashing as u64),
+            ("ingest.max_body_bytes", s.ingest.max_body_bytes),
+            ("ingest.max_line_bytes", s.ingest.max_line_bytes),
+            ("ingest.max_reported_errors", s.ingest.max_reported_errors as u64),
+            ("ingest.max_columns", s.ingest.max_columns as u64),
+            ("ingest.max_tables", s.ingest.max_tables as u64),
+            ("ingest.queue_bytes", s.ingest.queue_bytes),
+            ("ingest.queue_timeout_ms", s.ingest.queue_timeout_ms),
+            ("ingest.body_timeout_ms", s.ingest.body_timeout_ms),
+            ("journal.periodic_ms", s.journal.periodic_ms),
+            ("journal.file_bytes", s.journal.file_bytes),
+            ("journal.queue_bytes", s.journal.queue_bytes),
+            ("journal.max_record_bytes", s.journal.max_record_bytes),
+            ("journal.replay_bytes", s.journal.replay_bytes),
+            ("memtable.table_bytes", s.memtable.table_bytes),
+            ("memtable.soft_bytes", s.memtable.soft_bytes),
+            ("memtable.hard_bytes", s.memtable.hard_bytes),
+            ("memtable.max_age_ms", s.memtable.max_age_ms),
+            ("memtable.max_frozen", s.memtable.max_frozen as u64),
+            ("memtable.queue_bytes", s.memtable.queue_bytes),
+            ("segment.row_group_rows", s.segment.row_group_rows as u64),
+            ("compaction.interval_ms", s.compaction.interval_ms),
+            ("compaction.target_bytes", s.compaction.target_bytes),
+            ("query.max_running", s.query.max_running as u64),
+            ("query.memory_bytes", s.query.memory_bytes),
+            ("query.max_sql_bytes", s.query.max_sql_bytes),
+            ("query.stream_batches", s.query.stream_batches as u64),
+            ("pg.max_message_bytes", s.pg.max_message_bytes),
+            ("pg.max_statements", s.pg.max_statements as u64),
+            ("pg.max_statement_bytes", s.pg.max_statement_bytes),
+        ];
+        for (key, value) in sizes {
+            self.positive(key, value);
+        }
+        self.need(
+            (1..=22).contains(&s.segment.zstd_level),
+            "segment.zstd_level",
+            format!("{} is not a level", s.segment.zstd_level),
+            "use 1 (fast) to 22 (small)",
+        );
+        self.need(
+            s.compaction.min_segments >= 2,
+            "compaction.min_segments",
+            "fewer than 2 segments cannot be merged",
+            "use 2 or more",
+        );
+    }
+
+    fn order(&mut self, s: &Settings) {
+        self.need(
+            s.memtable.soft_bytes < s.memtable.hard_bytes,
+            "memtable.soft_bytes",
+            format!(
+                "{} is not below memtable.hard_bytes ({})",
+                s.memtable.soft_bytes, s.memtable.hard_bytes
+            ),
+            "flushing has to begin before writes are turned away: lower soft or raise hard",
+        );
+        self.need(
+            s.ingest.max_line_bytes <= s.ingest.max_body_bytes,
+            "ingest.max_line_bytes",
+            "a line may be longer than the body that holds it",
+            "raise ingest.max_body_bytes or lower this",
+        );
+        self.need(
+            s.ingest.max_body_bytes <= s.journal.max_record_bytes,
+            "ingest.max_body_bytes",
+            "a body may be larger than the journal record that has to hold it",
+            "raise journal.max_record_bytes or lower this",
+        );
+    }
+
+    /// Keys that exist for later growth and have one possible value so far.
+    fn today(&mut self, s: &Settings) {
+        self.need(
+            s.cluster.partitions == 1,
+            "cluster.partitions",
+            format!("{} partitions are not offered yet", s.cluster.partitions),
+            "use 1",
+        );
+        self.need(
+            s.log.kind == "local",
+            "log.kind",
+            format!("a log of kind {:?} is not offered yet", s.log.kind),
+            "use \"local\"",
+        );
+        self.need(
+            s.store.url.is_empty(),
+            "store.url",
+            format!("a store at {:?} is not offered yet", s.store.url),
+            "leave it empty; server.data_dir says where data lies",
+        );
+    }
+
+    fn together(&mut self, s: &Settings) {
+        let server = &s.server;
+        if server.tls_cert.is_some() != server.tls_key.is_some() {
+            let (have, lack) = if server.tls_cert.is_some() {
+                ("server.tls_cert", "server.tls_key")
+            } else {
+                ("server.tls_key", "server.tls_cert")
+            };
+            self.need(
+                false,
+                have,
+                format!("is set, but {lack} is not"),
+                "TLS takes both: set the other too, or neither",
+            );
+        }
+        if !s.auth.enabled {
+            for (key, host) in
+                [("server.http_host", &server.http_host), ("server.pg_host", &server.pg_host)]
+            {
+                self.need(
+                    is_loopback(host),
+                    key,
+                    format!("{host} can be reached from other machines, and auth is off"),
+                    "switch auth on, or bind to 127.0.0.1",
+                );
+            }
+        }
+        if let Some(password) = &s.auth.admin_password {
+            let key = "auth.admin_password";
+            self.need(!password.is_empty(), key, "is empty", "leave it out to have one made up");
+            self.need(
+                password != REDACTED,
+                key,
+                "is the placeholder of printed settings",
+                "put the real password there, or leave it out",
+            );
+        }
+    }
+}
+
+fn looks_like_name(host: &str) -> bool {
+    !host.is_empty()
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_')
+        && !host.chars().all(|c| c.is_ascii_digit() || c == '.')
+}
+
+/// Whether only this machine can reach an address. A name counts if all it stands for does.
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return address.is_loopback();
+    }
+    match (host, 0).to_socket_addrs() {
+        Ok(addresses) => {
+            let addresses: Vec<_> = addresses.collect();
+            !addresses.is_empty() && addresses.iter().all(|each| each.ip().is_loopback())
+        }
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        let found = check(&settings, &|_| "a test".to_owned());
+        found.into_iter().map(|problem| problem.key).collect()
+    }
+
+    #[test]
+    fn defaults_break_no_rule() {
+        assert!(broken(|_| ()).is_empty());
+    }
+
+    #[test]
+    fn each_rule_finds_its_mistake() {
+        type Mistake = (&'static str, fn(&mut Settings));
+        let mistakes: Vec<Mistake> = vec![
+            ("journal.durability", |s| s.journal.durability = "sometimes".into()),
+            ("observe.log_format", |s| s.observe.log_format = "xml".into()),
+            ("node.roles", |s| s.node.roles = vec!["king".into()]),
+            ("node.roles", |s| s.node.roles.clear()),
+            ("node.id", |s| s.node.id.clear()),
+            ("server.http_host", |s| s.server.http_host = "1.2.3".into()),
+            ("server.pg_port", |s| s.server.pg_port = s.server.http_port),
+            ("memtable.table_bytes", |s| s.memtable.table_bytes = 0),
+            ("segment.zstd_level", |s| s.segment.zstd_level = 40),
+            ("compaction.min_segments", |s| s.compaction.min_segments = 1),
+            ("memtable.soft_bytes", |s| s.memtable.soft_bytes = s.memtable.hard_bytes),
+            ("ingest.max_line_bytes", |s| s.ingest.max_line_bytes = s.ingest.max_body_bytes + 1),
+            ("ingest.max_body_bytes", |s| s.journal.max_record_bytes = 1),
+            ("cluster.partitions", |s| s.cluster.partitions = 2),
+            ("log.kind", |s| s.log.kind = "nats".into()),
+            ("store.url", |s| s.store.url = "s3://bucket".into()),
+            ("server.tls_cert", |s| s.server.tls_cert = Some("cert.pem".into())),
+            ("server.tls_key", |s| s.server.tls_key = Some("key.pem".into())),
+            ("auth.admin_password", |s| s.auth.admin_password = Some(String::new())),
+            ("auth.admin_password", |s| s.auth.admin_password = Some(REDACTED.into())),
+        ];
+        for (key, change) in mistakes {
+            assert_eq!(broken(change), [key], "mistake in {key}");
+        }
+    }
+
+    #[test]
+    fn auth_may_be_off_on_loopback_only() {
+        assert!(broken(|s| s.auth.enabled = false).is_empty());
+        let open = broken(|s| {
+            s.auth.enabled = false;
+            s.server.http_host = "0.0.0.0".into();
+            s.server.pg_host = "::".into();
+        });
+        assert_eq!(open, ["server.http_host", "server.pg_host"]);
+    }
+}
