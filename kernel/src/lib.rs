@@ -8,6 +8,7 @@
 //!
 //! The kernel never imports DataFusion, axum, pgwire or wasmtime.
 
+pub mod cancel;
 pub mod env;
 pub mod error;
 pub mod ids;

@@ -16,6 +16,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use futures::Stream;
 use serde::{Deserialize, Serialize};
 
+use crate::cancel::CancelToken;
 use crate::error::{Code, Error, Result};
 use crate::ids::{MetaVersion, Position, TableId};
 use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
@@ -308,6 +309,8 @@ pub struct Query {
     pub session: Arc<SessionContext>,
     /// How long it may take from now, admission included; the server's limit where absent.
     pub timeout: Option<Duration>,
+    /// Stops it while it waits, plans or runs; dropping the answer's stream stops it as well.
+    pub cancel: CancelToken,
 }
 
 impl Message for Query {
