@@ -14,6 +14,7 @@ pub mod error;
 pub mod ids;
 pub mod message;
 pub mod schema;
+pub mod storage;
 pub mod user;
 
 pub use error::{Code, Error, Result, Retry};
