@@ -40,6 +40,10 @@ codes! {
     TableNotFound = "table_not_found",
     /// A named column does not exist.
     ColumnNotFound = "column_not_found",
+    /// A column name that more than one table in sight has.
+    AmbiguousColumn = "ambiguous_column",
+    /// A column that is neither grouped nor aggregated.
+    Grouping = "grouping_error",
     /// A named function does not exist for these argument types.
     FunctionNotFound = "function_not_found",
     /// A named setting does not exist.
@@ -58,6 +62,12 @@ codes! {
     InvalidParameter = "invalid_parameter",
     /// Valid, but not offered by Kymo.
     Unsupported = "unsupported",
+    /// The transaction failed earlier; nothing runs until it is rolled back.
+    TransactionFailed = "transaction_failed",
+    /// The statement needs an open transaction.
+    NoTransaction = "no_transaction",
+    /// A named cursor does not exist.
+    CursorNotFound = "cursor_not_found",
     /// Credentials are missing or wrong.
     NotAuthenticated = "not_authenticated",
     /// Known, but not allowed.
