@@ -12,6 +12,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod real;
+pub mod sim;
+
 /// Tells the time and waits for it.
 pub trait Clock: Send + Sync + 'static {
     /// Nanoseconds since 1970-01-01T00:00:00Z. May step; never used to measure.
@@ -79,6 +82,10 @@ pub trait Disk: Send + Sync + 'static {
 pub trait DiskFile: Send + Sync {
     /// Writes all of the bytes at the end.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Writes all parts at the end, one after the other, as one write where the system can.
+    fn append_all(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        parts.iter().try_for_each(|part| self.append(part))
+    }
     /// Reads from an offset until the buffer is full or the file ends; returns the count.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Makes the content and the length durable.
