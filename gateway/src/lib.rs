@@ -1,6 +1,8 @@
 //! The edge: HTTP, the PostgreSQL wire protocol, authentication and the command line.
 
 pub mod auth;
+pub mod columns;
 pub mod error;
 pub mod limits;
+pub mod line_protocol;
 pub mod tls;

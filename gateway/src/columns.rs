@@ -1,0 +1,734 @@
+//! Typed column builders that the bodies of writes are parsed into, without rows in between.
+//!
+//! A [`Columns`] collects the rows of one table of one request. Each row names a series (a
+//! set of tag values that was seen before or is registered now) and a few field values; the
+//! columns that a row lacks are filled with NULL only when a later row needs them. Tags are
+//! kept as one number a row and spread into dictionary columns at the end. Names that the
+//! catalog knows keep its kinds and types, new names take those of their first value, so a
+//! conflict is found at the row that causes it.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array,
+    NullBufferBuilder, RecordBatch, StringArray, TimestampNanosecondArray, UInt64Array,
+};
+use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{Field, Schema};
+use foldhash::fast::RandomState;
+use hashbrown::{HashMap, HashTable};
+use kymo_kernel::schema::{
+    ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, marked_field,
+};
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::{Code, Error, Result};
+use std::hash::BuildHasher;
+
+/// What is known of tables before a request: in a server the catalog's snapshot.
+pub trait Types {
+    /// The definition of a table that exists.
+    fn table(&self, name: &TableName) -> Option<Arc<TableDef>>;
+}
+
+impl Types for Snapshot {
+    fn table(&self, name: &TableName) -> Option<Arc<TableDef>> {
+        Snapshot::table(self, name).map(|table| Arc::clone(&table.def))
+    }
+}
+
+/// A field's value as it stands in the request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value<'a> {
+    /// Floating point.
+    Float(f64),
+    /// Signed integer.
+    Int(i64),
+    /// Unsigned integer.
+    UInt(u64),
+    /// True or false.
+    Bool(bool),
+    /// Text, or a timestamp's nanoseconds where the column holds those.
+    Text {
+        /// The bytes, UTF-8 unless the request is refused later.
+        raw: &'a [u8],
+        /// Whether `\"` and `\\` still stand for `"` and `\`.
+        escaped: bool,
+    },
+    /// Nanoseconds since 1970-01-01T00:00:00Z.
+    Timestamp(i64),
+}
+
+impl Value<'_> {
+    /// The type that a new column for it gets.
+    #[must_use]
+    pub fn field_type(&self) -> FieldType {
+        match self {
+            Value::Float(_) => FieldType::Float64,
+            Value::Int(_) => FieldType::Int64,
+            Value::UInt(_) => FieldType::UInt64,
+            Value::Bool(_) => FieldType::Bool,
+            Value::Text { .. } => FieldType::Text,
+            Value::Timestamp(_) => FieldType::Timestamp,
+        }
+    }
+}
+
+/// Why a name cannot be used in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The value's type differs from the column's.
+    Type {
+        /// The column.
+        column: String,
+        /// The value's type.
+        given: FieldType,
+        /// The column's type.
+        existing: FieldType,
+    },
+    /// The name is a tag here and a field there, or the time column.
+    Kind {
+        /// The column.
+        column: String,
+        /// What the row uses it as.
+        given: ColumnKind,
+        /// What it is.
+        existing: ColumnKind,
+    },
+    /// A tag occurs twice.
+    DuplicateTag(String),
+    /// The table would get more columns than are allowed.
+    TooManyColumns(usize),
+    /// The name itself is not allowed.
+    Name(String),
+}
+
+impl Refusal {
+    /// The error for people, in the words that InfluxDB's clients know.
+    #[must_use]
+    pub fn error(&self, table: &str) -> Error {
+        match self {
+            Refusal::Type { column, given, existing } => Error::new(
+                Code::TypeConflict,
+                format!(
+                    "field type conflict: input field \"{column}\" on measurement \"{table}\" \
+                     is type {given}, already exists as type {existing}"
+                ),
+            ),
+            Refusal::Kind { column, given: ColumnKind::Tag, existing: ColumnKind::Time } => {
+                Error::new(
+                    Code::TypeConflict,
+                    format!(
+                        "invalid tag key: input tag \"{column}\" on measurement \"{table}\" is invalid"
+                    ),
+                )
+            }
+            Refusal::Kind { column, existing: ColumnKind::Time, .. } => Error::new(
+                Code::TypeConflict,
+                format!(
+                    "invalid field name: input field \"{column}\" on measurement \"{table}\" is invalid"
+                ),
+            ),
+            Refusal::Kind { column, given, existing } => Error::new(
+                Code::TypeConflict,
+                format!(
+                    "\"{column}\" on measurement \"{table}\" is a {}, already exists as a {}",
+                    given.as_str(),
+                    existing.as_str()
+                ),
+            ),
+            Refusal::DuplicateTag(tag) => {
+                Error::new(Code::InvalidInput, format!("duplicate tag \"{tag}\""))
+            }
+            Refusal::TooManyColumns(max) => Error::new(
+                Code::LimitReached,
+                format!("measurement \"{table}\" would have more than {max} columns"),
+            )
+            .with_hint("keep values out of names, or raise ingest.max_columns"),
+            Refusal::Name(problem) => Error::new(Code::InvalidInput, problem.clone()),
+        }
+    }
+}
+
+/// The state of a [`Columns`] to go back to when a row turns out to be bad.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    columns: usize,
+    series: usize,
+    tags: usize,
+}
+
+/// The rows of one table on their way into Arrow.
+pub struct Columns {
+    name: TableName,
+    time_name: String,
+    known: HashMap<Box<[u8]>, (ColumnKind, FieldType), RandomState>,
+    names: HashMap<Box<[u8]>, u32, RandomState>,
+    columns: Vec<Column>,
+    series: Vec<(u32, u32)>,
+    tags: Vec<(u32, i32)>,
+    times: Vec<i64>,
+    lines: Vec<u32>,
+    series_of_row: Vec<u32>,
+    max_columns: usize,
+}
+
+struct Column {
+    name: String,
+    field_type: FieldType,
+    /// For a tag, the number (from 1) of the last series that has it.
+    last_series: u32,
+    fixed: bool,
+    values: Values,
+    nulls: NullBufferBuilder,
+}
+
+enum Values {
+    Tag(Dictionary),
+    Float(Vec<f64>),
+    Int(Vec<i64>),
+    UInt(Vec<u64>),
+    Bool(Vec<bool>),
+    Text(Text),
+    Timestamp(Vec<i64>),
+}
+
+impl Columns {
+    /// Builders for a table; `known` is its definition where it exists.
+    #[must_use]
+    pub fn new(name: TableName, known: Option<&TableDef>, max_columns: usize) -> Self {
+        let mut kinds = HashMap::default();
+        let mut time_name = TIME.to_owned();
+        for column in known.iter().flat_map(|def| &def.schema.columns) {
+            if column.kind == ColumnKind::Time {
+                time_name.clone_from(&column.name);
+            }
+            kinds.insert(column.name.as_bytes().into(), (column.kind, column.field_type));
+        }
+        kinds.entry_ref(time_name.as_bytes()).or_insert((ColumnKind::Time, FieldType::Timestamp));
+        Columns {
+            name,
+            time_name,
+            known: kinds,
+            names: HashMap::default(),
+            columns: Vec::new(),
+            series: Vec::new(),
+            tags: Vec::new(),
+            times: Vec::new(),
+            lines: Vec::new(),
+            series_of_row: Vec::new(),
+            max_columns,
+        }
+    }
+
+    /// The table's name.
+    #[must_use]
+    pub fn table(&self) -> &TableName {
+        &self.name
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.times.len()
+    }
+
+    /// How many columns there are besides time.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// The name of the table's time column.
+    #[must_use]
+    pub fn time_name(&self) -> &str {
+        &self.time_name
+    }
+
+    /// The kind and type that a name has, in the catalog or by an earlier row.
+    #[must_use]
+    pub fn kind(&self, name: &[u8]) -> Option<(ColumnKind, FieldType)> {
+        let here = self.names.get(name).and_then(|at| self.columns.get(*at as usize));
+        match here {
+            Some(column) => Some((column.kind(), column.field_type)),
+            None => self.known.get(name).copied(),
+        }
+    }
+
+    /// The state to return to with [`Columns::rollback`].
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { columns: self.columns.len(), series: self.series.len(), tags: self.tags.len() }
+    }
+
+    /// Forgets the columns and series that were registered since the mark. Rows stay: they
+    /// are added last.
+    pub fn rollback(&mut self, mark: Mark) {
+        for column in self.columns.drain(mark.columns..) {
+            self.names.remove(column.name.as_bytes());
+        }
+        self.series.truncate(mark.series);
+        self.tags.truncate(mark.tags);
+        let series = u32::try_from(mark.series).unwrap_or(u32::MAX);
+        for column in &mut self.columns {
+            column.last_series = column.last_series.min(series);
+        }
+    }
+
+    /// Begins a new series: the [`Columns::tag`] calls that follow are its tags.
+    pub fn start_series(&mut self) -> u32 {
+        let at = u32::try_from(self.tags.len()).unwrap_or(u32::MAX);
+        self.series.push((at, at));
+        u32::try_from(self.series.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Adds a tag to the series begun last.
+    ///
+    /// # Errors
+    /// A refusal when the tag occurs twice, when the name is no tag, or when there are too
+    /// many columns.
+    pub fn tag(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        let at = self.column(name, ColumnKind::Tag, FieldType::Text)?;
+        let number = u32::try_from(self.series.len()).unwrap_or(u32::MAX);
+        let column = &mut self.columns[at as usize];
+        if column.last_series == number {
+            return Err(Refusal::DuplicateTag(column.name.clone()));
+        }
+        column.last_series = number;
+        if let Values::Tag(dictionary) = &mut column.values {
+            self.tags.push((at, dictionary.code(value)));
+        }
+        if let Some(series) = self.series.last_mut() {
+            series.1 = u32::try_from(self.tags.len()).unwrap_or(u32::MAX);
+        }
+        Ok(())
+    }
+
+    /// The column of a field, made where it is new.
+    ///
+    /// # Errors
+    /// A refusal when the type or the kind is another one, or when there are too many columns.
+    pub fn field(&mut self, name: &[u8], field_type: FieldType) -> Result<u32, Refusal> {
+        let at = self.column(name, ColumnKind::Field, field_type)?;
+        self.check_type(at, field_type)?;
+        Ok(at)
+    }
+
+    /// Checks a value's type against a column that [`Columns::field`] has given out.
+    ///
+    /// # Errors
+    /// A refusal when it is another one.
+    pub fn check_type(&self, at: u32, given: FieldType) -> Result<(), Refusal> {
+        match self.columns.get(at as usize) {
+            Some(column) if column.field_type != given => Err(Refusal::Type {
+                column: column.name.clone(),
+                given,
+                existing: column.field_type,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Turns an integer column that only this request has made into floating point, as JSON
+    /// needs where `1` comes before `1.5`. Says whether it could.
+    pub fn widen(&mut self, at: u32) -> bool {
+        let Some(column) = self.columns.get_mut(at as usize) else { return false };
+        match &column.values {
+            Values::Int(values) if !column.fixed => {
+                // As exact as JavaScript, which is what writes such numbers.
+                #[expect(clippy::cast_precision_loss, reason = "the meaning of a JSON number")]
+                let widened = values.iter().map(|value| *value as f64).collect();
+                column.values = Values::Float(widened);
+                column.field_type = FieldType::Float64;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds a row. Its series, columns and types were checked; of a repeated column the last
+    /// value stays.
+    pub fn row(&mut self, series: u32, time: i64, line: u32, values: &[(u32, Value<'_>)]) {
+        let row = self.times.len();
+        self.series_of_row.push(series);
+        self.times.push(time);
+        self.lines.push(line);
+        for (at, value) in values {
+            if let Some(column) = self.columns.get_mut(*at as usize) {
+                column.put(row, *value);
+            }
+        }
+    }
+
+    fn column(
+        &mut self,
+        name: &[u8],
+        kind: ColumnKind,
+        field_type: FieldType,
+    ) -> Result<u32, Refusal> {
+        if let Some(at) = self.names.get(name) {
+            let existing = self.columns[*at as usize].kind();
+            return if existing == kind { Ok(*at) } else { Err(mixed(name, kind, existing)) };
+        }
+        let known = self.known.get(name).copied();
+        if let Some((existing, _)) = known.filter(|(existing, _)| *existing != kind) {
+            return Err(mixed(name, kind, existing));
+        }
+        if self.columns.len() >= self.max_columns {
+            return Err(Refusal::TooManyColumns(self.max_columns));
+        }
+        let text = String::from_utf8_lossy(name).into_owned();
+        if let Err(error) = kymo_kernel::schema::check_name(kind.as_str(), &text) {
+            return Err(Refusal::Name(error.message().to_owned()));
+        }
+        let field_type = known.map_or(field_type, |(_, field_type)| field_type);
+        let at = u32::try_from(self.columns.len()).unwrap_or(u32::MAX);
+        self.columns.push(Column::new(text, kind, field_type, known.is_some()));
+        self.names.insert(name.into(), at);
+        Ok(at)
+    }
+
+    /// The rows as Arrow columns: time, then tags, then fields, each in the order in which
+    /// it appeared. `None` if there is no row.
+    ///
+    /// # Errors
+    /// `invalid_input` for text that is not UTF-8, which callers have checked before.
+    pub fn finish(mut self) -> Result<Option<TableBatch>> {
+        let rows = self.times.len();
+        if rows == 0 {
+            return Ok(None);
+        }
+        let times = TimestampNanosecondArray::from(std::mem::take(&mut self.times));
+        let mut fields =
+            vec![marked_field(&self.time_name, ColumnKind::Time, FieldType::Timestamp)];
+        let mut arrays: Vec<ArrayRef> = vec![Arc::new(times.with_timezone("+00:00"))];
+        self.finish_tags(&mut fields, &mut arrays)?;
+        for column in std::mem::take(&mut self.columns) {
+            if column.kind() == ColumnKind::Field && !column.nulls.is_empty() {
+                fields.push(marked_field(&column.name, ColumnKind::Field, column.field_type));
+                arrays.push(column.finish(rows)?);
+            }
+        }
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
+            .map_err(|error| Error::internal(format!("rows of {}: {error}", self.name)))?;
+        Ok(Some(TableBatch { table: self.name, batch, lines: self.lines }))
+    }
+
+    /// Spreads the series numbers of the rows into one dictionary column a tag. Series that
+    /// no row uses, because their line was bad, count for nothing.
+    fn finish_tags(&mut self, fields: &mut Vec<Field>, arrays: &mut Vec<ArrayRef>) -> Result<()> {
+        let mut used = vec![false; self.series.len()];
+        for series in &self.series_of_row {
+            used[*series as usize] = true;
+        }
+        let mut by_column: Vec<Vec<(u32, i32)>> = vec![Vec::new(); self.columns.len()];
+        for (number, (first, last)) in self.series.iter().enumerate().filter(|(at, _)| used[*at]) {
+            for (column, code) in &self.tags[*first as usize..*last as usize] {
+                by_column[*column as usize].push((u32::try_from(number).unwrap_or(0), *code));
+            }
+        }
+        let mut code_of = vec![-1_i32; self.series.len()];
+        for (column, codes) in self.columns.iter_mut().zip(by_column) {
+            let Values::Tag(dictionary) = &mut column.values else { continue };
+            if codes.is_empty() {
+                continue;
+            }
+            for (series, code) in &codes {
+                code_of[*series as usize] = *code;
+            }
+            let keys: Vec<i32> =
+                self.series_of_row.iter().map(|series| code_of[*series as usize]).collect();
+            fields.push(marked_field(&column.name, ColumnKind::Tag, FieldType::Text));
+            arrays.push(tag_array(keys, std::mem::take(&mut dictionary.values))?);
+            for (series, _) in &codes {
+                code_of[*series as usize] = -1;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tag_array(mut keys: Vec<i32>, values: Text) -> Result<ArrayRef> {
+    let mut nulls = NullBufferBuilder::new(keys.len());
+    for key in &mut keys {
+        nulls.append(*key >= 0);
+        *key = (*key).max(0);
+    }
+    let keys = Int32Array::new(keys.into(), nulls.finish());
+    let values = Arc::new(values.finish(None)?);
+    DictionaryArray::try_new(keys, values)
+        .map(|array| Arc::new(array) as ArrayRef)
+        .map_err(|error| Error::internal(format!("tag column: {error}")))
+}
+
+fn mixed(name: &[u8], given: ColumnKind, existing: ColumnKind) -> Refusal {
+    Refusal::Kind { column: String::from_utf8_lossy(name).into_owned(), given, existing }
+}
+
+impl Column {
+    fn new(name: String, kind: ColumnKind, field_type: FieldType, fixed: bool) -> Self {
+        let values = match (kind, field_type) {
+            (ColumnKind::Tag, _) => Values::Tag(Dictionary::default()),
+            (_, FieldType::Float64) => Values::Float(Vec::new()),
+            (_, FieldType::Int64) => Values::Int(Vec::new()),
+            (_, FieldType::UInt64) => Values::UInt(Vec::new()),
+            (_, FieldType::Bool) => Values::Bool(Vec::new()),
+            (_, FieldType::Text) => Values::Text(Text::default()),
+            (_, FieldType::Timestamp) => Values::Timestamp(Vec::new()),
+        };
+        Column { name, field_type, last_series: 0, fixed, values, nulls: NullBufferBuilder::new(0) }
+    }
+
+    fn kind(&self) -> ColumnKind {
+        match self.values {
+            Values::Tag(_) => ColumnKind::Tag,
+            _ => ColumnKind::Field,
+        }
+    }
+
+    /// Fills up with NULL to `row` rows.
+    fn pad(&mut self, row: usize) {
+        let missing = row.saturating_sub(self.nulls.len());
+        if missing == 0 {
+            return;
+        }
+        self.nulls.append_n_nulls(missing);
+        match &mut self.values {
+            Values::Tag(_) => {}
+            Values::Float(values) => values.resize(row, 0.0),
+            Values::Int(values) | Values::Timestamp(values) => values.resize(row, 0),
+            Values::UInt(values) => values.resize(row, 0),
+            Values::Bool(values) => values.resize(row, false),
+            Values::Text(text) => text.pad(row),
+        }
+    }
+
+    fn put(&mut self, row: usize, value: Value<'_>) {
+        if self.nulls.len() > row {
+            self.pop();
+        } else {
+            self.pad(row);
+            self.nulls.append_non_null();
+        }
+        match (&mut self.values, value) {
+            (Values::Float(values), Value::Float(value)) => values.push(value),
+            (Values::Int(values), Value::Int(value))
+            | (Values::Timestamp(values), Value::Timestamp(value)) => values.push(value),
+            (Values::UInt(values), Value::UInt(value)) => values.push(value),
+            (Values::Bool(values), Value::Bool(value)) => values.push(value),
+            (Values::Text(text), Value::Text { raw, escaped: false }) => text.push(raw),
+            (Values::Text(text), Value::Text { raw, escaped: true }) => text.push_unescaped(raw),
+            // Types were checked before the row; a value of another one would be a defect,
+            // and NULL keeps the columns aligned.
+            (_, _) => {
+                self.nulls.truncate(row);
+                self.pad(row + 1);
+            }
+        }
+    }
+
+    /// Takes back the value of the current row, for a field that occurs twice in it.
+    fn pop(&mut self) {
+        match &mut self.values {
+            Values::Tag(_) => {}
+            Values::Float(values) => drop(values.pop()),
+            Values::Int(values) | Values::Timestamp(values) => drop(values.pop()),
+            Values::UInt(values) => drop(values.pop()),
+            Values::Bool(values) => drop(values.pop()),
+            Values::Text(text) => text.pop(),
+        }
+    }
+
+    fn finish(mut self, rows: usize) -> Result<ArrayRef> {
+        self.pad(rows);
+        let nulls = self.nulls.finish();
+        Ok(match self.values {
+            Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
+            Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
+            Values::UInt(values) => Arc::new(UInt64Array::new(values.into(), nulls)),
+            Values::Bool(values) => Arc::new(BooleanArray::new(values.into(), nulls)),
+            Values::Timestamp(values) => Arc::new(
+                TimestampNanosecondArray::new(values.into(), nulls).with_timezone("+00:00"),
+            ),
+            Values::Text(text) => Arc::new(text.finish(nulls)?),
+            Values::Tag(_) => return Err(Error::internal("a tag column kept as a field")),
+        })
+    }
+}
+
+/// Text values one after the other, as Arrow keeps them.
+#[derive(Default)]
+struct Text {
+    ends: Vec<i32>,
+    bytes: Vec<u8>,
+}
+
+impl Text {
+    fn push(&mut self, raw: &[u8]) {
+        self.bytes.extend_from_slice(raw);
+        self.end();
+    }
+
+    fn push_unescaped(&mut self, raw: &[u8]) {
+        let mut rest = raw;
+        while let Some(at) = memchr::memchr(b'\\', rest) {
+            let (before, after) = rest.split_at(at);
+            self.bytes.extend_from_slice(before);
+            let skip = usize::from(matches!(after.get(1), Some(b'"' | b'\\')));
+            if let Some(kept) = after.get(skip) {
+                self.bytes.push(*kept);
+            }
+            rest = after.get(skip + 1..).unwrap_or_default();
+        }
+        self.bytes.extend_from_slice(rest);
+        self.end();
+    }
+
+    /// Bodies are far smaller than 2 GiB: the parsers refuse larger ones.
+    fn end(&mut self) {
+        self.ends.push(i32::try_from(self.bytes.len()).unwrap_or(i32::MAX));
+    }
+
+    fn pop(&mut self) {
+        self.ends.pop();
+        self.bytes.truncate(self.last_end());
+    }
+
+    fn pad(&mut self, len: usize) {
+        let end = self.ends.last().copied().unwrap_or_default();
+        self.ends.resize(len, end);
+    }
+
+    fn last_end(&self) -> usize {
+        usize::try_from(self.ends.last().copied().unwrap_or_default()).unwrap_or_default()
+    }
+
+    fn get(&self, at: usize) -> &[u8] {
+        let start = match at.checked_sub(1).and_then(|before| self.ends.get(before)) {
+            Some(end) => usize::try_from(*end).unwrap_or_default(),
+            None => 0,
+        };
+        let end = self.ends.get(at).map_or(0, |end| usize::try_from(*end).unwrap_or_default());
+        self.bytes.get(start..end).unwrap_or_default()
+    }
+
+    fn finish(self, nulls: Option<arrow::buffer::NullBuffer>) -> Result<StringArray> {
+        let mut offsets = Vec::with_capacity(self.ends.len() + 1);
+        offsets.push(0);
+        offsets.extend_from_slice(&self.ends);
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+        StringArray::try_new(offsets, Buffer::from_vec(self.bytes), nulls)
+            .map_err(|error| Error::new(Code::InvalidInput, format!("text: {error}")))
+    }
+}
+
+/// The distinct values of a tag, numbered in the order of appearance.
+#[derive(Default)]
+struct Dictionary {
+    values: Text,
+    codes: HashTable<i32>,
+    hasher: RandomState,
+}
+
+impl Dictionary {
+    fn code(&mut self, value: &[u8]) -> i32 {
+        let hash = self.hasher.hash_one(value);
+        let values = &self.values;
+        let same = |code: &i32| values.get(usize::try_from(*code).unwrap_or(usize::MAX)) == value;
+        if let Some(code) = self.codes.find(hash, same) {
+            return *code;
+        }
+        let code = i32::try_from(self.values.ends.len()).unwrap_or(i32::MAX);
+        self.values.push(value);
+        let (values, hasher) = (&self.values, &self.hasher);
+        self.codes.insert_unique(hash, code, |code| {
+            hasher.hash_one(values.get(usize::try_from(*code).unwrap_or(usize::MAX)))
+        });
+        code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::{Float64Type, Int32Type, Int64Type};
+
+    use super::*;
+
+    fn columns() -> Columns {
+        Columns::new(TableName::new("kymo", "t"), None, 10)
+    }
+
+    #[test]
+    fn rows_that_lack_columns_hold_null() {
+        let mut columns = columns();
+        let none = columns.start_series();
+        let tagged = columns.start_series();
+        columns.tag(b"host", b"a").unwrap();
+        let x = columns.field(b"x", FieldType::Int64).unwrap();
+        let s = columns.field(b"s", FieldType::Text).unwrap();
+        let text = |raw| Value::Text { raw, escaped: true };
+        columns.row(none, 1, 1, &[(x, Value::Int(1))]);
+        columns.row(tagged, 2, 2, &[(s, text(br#"a\"b\\c\n"#))]);
+        columns.row(tagged, 3, 3, &[(x, Value::Int(7)), (x, Value::Int(8))]);
+        let batch = columns.finish().unwrap().unwrap().batch;
+        assert_eq!(batch.num_rows(), 3);
+        let names: Vec<_> = batch.schema().fields().iter().map(|f| f.name().clone()).collect();
+        assert_eq!(names, ["time", "host", "x", "s"]);
+        let x = batch.column(2).as_primitive::<Int64Type>();
+        assert_eq!(x.iter().collect::<Vec<_>>(), [Some(1), None, Some(8)]);
+        let s = batch.column(3).as_string::<i32>();
+        assert_eq!(s.iter().collect::<Vec<_>>(), [None, Some(r#"a"b\c\n"#), None]);
+        let host = batch.column(1).as_dictionary::<Int32Type>();
+        assert!(host.is_null(0) && host.is_valid(1));
+    }
+
+    #[test]
+    fn a_rollback_forgets_names_and_types() {
+        let mut columns = columns();
+        let series = columns.start_series();
+        let mark = columns.mark();
+        columns.field(b"x", FieldType::Int64).unwrap();
+        columns.start_series();
+        columns.tag(b"host", b"a").unwrap();
+        columns.rollback(mark);
+        let x = columns.field(b"x", FieldType::Text).unwrap();
+        let y = columns.field(b"host", FieldType::Bool).unwrap();
+        columns.row(series, 1, 1, &[(x, Value::Text { raw: b"v", escaped: false })]);
+        columns.row(series, 2, 2, &[(y, Value::Bool(true))]);
+        let batch = columns.finish().unwrap().unwrap().batch;
+        assert_eq!(batch.num_columns(), 3);
+    }
+
+    #[test]
+    fn names_are_refused_for_each_reason() {
+        let mut columns = columns();
+        columns.start_series();
+        columns.tag(b"host", b"a").unwrap();
+        assert!(matches!(columns.tag(b"host", b"b"), Err(Refusal::DuplicateTag(_))));
+        assert!(matches!(columns.tag(b"time", b"b"), Err(Refusal::Kind { .. })));
+        assert!(matches!(columns.field(b"host", FieldType::Bool), Err(Refusal::Kind { .. })));
+        columns.field(b"x", FieldType::Int64).unwrap();
+        assert!(matches!(columns.field(b"x", FieldType::Bool), Err(Refusal::Type { .. })));
+        assert!(matches!(columns.field(b"a\x01", FieldType::Bool), Err(Refusal::Name(_))));
+        for n in 0..8 {
+            columns.field(format!("f{n}").as_bytes(), FieldType::Bool).unwrap();
+        }
+        assert!(matches!(
+            columns.field(b"more", FieldType::Bool),
+            Err(Refusal::TooManyColumns(10))
+        ));
+    }
+
+    #[test]
+    fn a_new_integer_column_can_widen() {
+        let mut columns = columns();
+        let series = columns.start_series();
+        let x = columns.field(b"x", FieldType::Int64).unwrap();
+        columns.row(series, 1, 1, &[(x, Value::Int(1))]);
+        assert!(columns.widen(x));
+        columns.row(series, 2, 2, &[(x, Value::Float(1.5))]);
+        let batch = columns.finish().unwrap().unwrap().batch;
+        let x = batch.column(1).as_primitive::<Float64Type>();
+        assert_eq!(x.values().as_ref(), [1.0, 1.5]);
+    }
+}
