@@ -89,6 +89,11 @@ pub struct SegmentMeta {
     pub seq_range: (Position, Position),
     /// How many times its rows were merged: 0 for a flush.
     pub level: u8,
+    /// CRC32C of the whole file.
+    pub checksum: u32,
+    /// The times of those of its rows that may repeat the tags and time of a row of an
+    /// older segment; `None` where no row does. A scan compares nothing else.
+    pub late: Option<TimeRange>,
     /// Statistics by column.
     pub columns: Vec<ColumnStats>,
 }

@@ -177,6 +177,8 @@ struct SegmentRecord {
     first: PositionRecord,
     last: PositionRecord,
     level: u8,
+    checksum: u32,
+    late: Option<(i64, i64)>,
     columns: Vec<StatsRecord>,
 }
 
@@ -389,6 +391,8 @@ impl From<&SegmentMeta> for SegmentRecord {
             first: from.seq_range.0.into(),
             last: from.seq_range.1.into(),
             level: from.level,
+            checksum: from.checksum,
+            late: from.late.map(|late| (late.first, late.last)),
             columns: from.columns.iter().map(stats).collect(),
         }
     }
@@ -416,6 +420,8 @@ impl From<SegmentRecord> for SegmentMeta {
             partition: PartitionId(from.partition),
             seq_range: (from.first.into(), from.last.into()),
             level: from.level,
+            checksum: from.checksum,
+            late: from.late.map(|(first, last)| TimeRange { first, last }),
             columns: from.columns.into_iter().map(stats).collect(),
         }
     }
