@@ -1,0 +1,313 @@
+//! Rows in memory: Arrow batches that are only ever added, and views of them that never change.
+//!
+//! A [`MemTable`] belongs to one writer. A [`MemView`] is what readers get: taking one is a
+//! clone of an `Arc`, and what the writer adds later never shows in it. So that 100,000
+//! one-row writes do not make 100,000 batches, neighbouring small batches are joined, in the
+//! order of arrival, into runs of geometrically growing size: each row is copied a few
+//! times at most, and a view holds few runs whatever the size of the writes.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::concat;
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::ids::{Position, TimeRange};
+use crate::schema::{ColumnKind, TableDef, TableSchema};
+use crate::storage::interner::{as_tag, concat_tags};
+use crate::storage::late::times;
+use crate::storage::sort::{SortedRows, sort_rows};
+
+/// Joining stops at runs of this many rows, which keeps an append short.
+const RUN_ROWS: usize = 2048;
+/// Joining stops at runs of this many bytes, for the same reason.
+const RUN_BYTES: usize = 256 << 10;
+/// How many runs of about one size are joined into one of the next.
+const FAN_IN: usize = 8;
+
+/// Rows that were appended one after the other.
+#[derive(Debug)]
+pub struct Run {
+    /// The rows, in the order of arrival.
+    pub batch: RecordBatch,
+    /// The memory they take.
+    pub bytes: usize,
+    /// The earliest and the latest time.
+    pub time: TimeRange,
+}
+
+impl Run {
+    fn joinable(&self) -> bool {
+        self.batch.num_rows() < RUN_ROWS && self.bytes < RUN_BYTES
+    }
+
+    /// Runs of one class are of about the same number of rows.
+    fn class(&self) -> u32 {
+        self.batch.num_rows().max(1).ilog(FAN_IN)
+    }
+}
+
+/// What rows in memory have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The earliest and the latest time.
+    pub time: TimeRange,
+    /// The position of the oldest rows.
+    pub first: Position,
+    /// The position of the newest rows.
+    pub last: Position,
+    /// The times of rows that may repeat the tags and time of an earlier row, here or in
+    /// anything older.
+    pub late: Option<TimeRange>,
+}
+
+impl Span {
+    fn with(self, other: Span) -> Span {
+        Span {
+            time: self.time.union(&other.time),
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+            late: union(self.late, other.late),
+        }
+    }
+}
+
+/// The smallest range that holds both, where either may be empty.
+#[must_use]
+pub fn union(a: Option<TimeRange>, b: Option<TimeRange>) -> Option<TimeRange> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.union(&b)),
+        (one, other) => one.or(other),
+    }
+}
+
+#[derive(Debug, Default)]
+struct View {
+    runs: Vec<Arc<Run>>,
+    rows: usize,
+    bytes: usize,
+    span: Option<Span>,
+    sorted: Mutex<Option<Arc<SortedRows>>>,
+}
+
+/// Rows in memory as they were at one moment. Cheap to clone; never changes.
+#[derive(Debug, Clone, Default)]
+pub struct MemView(Arc<View>);
+
+impl MemView {
+    /// The rows, in the order of arrival. Batches may hold any subset of the table's columns.
+    pub fn batches(&self) -> impl ExactSizeIterator<Item = &RecordBatch> {
+        self.0.runs.iter().map(|run| &run.batch)
+    }
+
+    /// The runs, in the order of arrival.
+    #[must_use]
+    pub fn runs(&self) -> &[Arc<Run>] {
+        &self.0.runs
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.0.rows
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.rows == 0
+    }
+
+    /// The memory the rows take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Times and positions; `None` where there are no rows.
+    #[must_use]
+    pub fn span(&self) -> Option<Span> {
+        self.0.span
+    }
+
+    /// The rows sorted by tags and time, and merged where tags and time repeat (unless the
+    /// table is append-only). Made at the first call and kept for as long as the view is.
+    ///
+    /// # Errors
+    /// `internal` where a batch does not fit the table, `too_large` where its tags exceed
+    /// what one dictionary can hold.
+    pub fn sorted(&self, table: &TableDef) -> Result<Arc<SortedRows>> {
+        let mut kept = self.0.sorted.lock();
+        if let Some(sorted) = kept.as_ref()
+            && sorted.schema().version == table.schema.version
+        {
+            return Ok(sorted.clone());
+        }
+        let batches: Vec<RecordBatch> = self.batches().cloned().collect();
+        let dedup = !table.options.append_only && self.0.span.is_some_and(|s| s.late.is_some());
+        let sorted = Arc::new(sort_rows(Arc::new(table.schema.clone()), batches, dedup)?);
+        *kept = Some(sorted.clone());
+        Ok(sorted)
+    }
+}
+
+/// The rows of one table that are not in a segment yet, as its writer holds them.
+#[derive(Debug, Default)]
+pub struct MemTable {
+    runs: Vec<Arc<Run>>,
+    rows: usize,
+    bytes: usize,
+    span: Option<Span>,
+}
+
+impl MemTable {
+    /// Adds rows. `late` is what [`crate::storage::late::LastTimes`] said of them.
+    ///
+    /// # Errors
+    /// `internal` where the batch does not fit the schema.
+    pub fn append(
+        &mut self,
+        schema: &TableSchema,
+        position: Position,
+        batch: RecordBatch,
+        late: Option<TimeRange>,
+    ) -> Result<()> {
+        let Some(time) = time_range(times(schema, &batch)?) else { return Ok(()) };
+        let span = Span { time, first: position, last: position, late };
+        self.span = Some(self.span.map_or(span, |known| known.with(span)));
+        self.rows += batch.num_rows();
+        self.push(batch, time);
+        self.join()
+    }
+
+    fn push(&mut self, batch: RecordBatch, time: TimeRange) {
+        let bytes = batch_bytes(&batch);
+        self.bytes += bytes;
+        self.runs.push(Arc::new(Run { batch, bytes, time }));
+    }
+
+    /// Joins the newest runs for as long as [`FAN_IN`] of them are of one class or below.
+    fn join(&mut self) -> Result<()> {
+        while let Some(start) = self.joinable_tail() {
+            let tail = self.runs.split_off(start);
+            let time = tail.iter().skip(1).fold(tail[0].time, |time, run| time.union(&run.time));
+            self.bytes -= tail.iter().map(|run| run.bytes).sum::<usize>();
+            let batches: Vec<&RecordBatch> = tail.iter().map(|run| &run.batch).collect();
+            self.push(concat_rows(&batches)?, time);
+        }
+        Ok(())
+    }
+
+    fn joinable_tail(&self) -> Option<usize> {
+        let class = self.runs.last()?.class();
+        let tail = self.runs.iter().rev().take_while(|run| run.joinable() && run.class() <= class);
+        let count = tail.count();
+        (count >= FAN_IN).then(|| self.runs.len() - count)
+    }
+
+    /// The rows so far. Later appends do not show in it.
+    #[must_use]
+    pub fn view(&self) -> MemView {
+        MemView(Arc::new(View {
+            runs: self.runs.clone(),
+            rows: self.rows,
+            bytes: self.bytes,
+            span: self.span,
+            sorted: Mutex::new(None),
+        }))
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The memory the rows take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Times and positions; `None` where there are no rows.
+    #[must_use]
+    pub fn span(&self) -> Option<Span> {
+        self.span
+    }
+}
+
+/// The memory that the values of a batch take. Slices count their own rows only, so that a
+/// batch that was cut into parts is not counted once per part.
+#[must_use]
+pub fn batch_bytes(batch: &RecordBatch) -> usize {
+    let column = |column: &ArrayRef| {
+        let data = column.to_data();
+        data.get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+    };
+    batch.columns().iter().map(column).sum()
+}
+
+fn time_range(times: &[i64]) -> Option<TimeRange> {
+    let first = *times.iter().min()?;
+    let last = *times.iter().max()?;
+    Some(TimeRange { first, last })
+}
+
+/// Joins batches in order. The result has every column that any of them has, NULL where a
+/// batch lacks it, and one dictionary per tag.
+///
+/// # Errors
+/// `internal` where a column has different types, `too_large` where a dictionary would
+/// exceed 2 GiB.
+pub fn concat_rows(batches: &[&RecordBatch]) -> Result<RecordBatch> {
+    let schema = common_schema(batches);
+    let lens: Vec<usize> = batches.iter().map(|batch| batch.num_rows()).collect();
+    let columns: Vec<ArrayRef> = schema
+        .fields()
+        .iter()
+        .map(|field| concat_column(field, batches, &lens))
+        .collect::<Result<_>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(lens.iter().sum()));
+    RecordBatch::try_new_with_options(schema, columns, &options)
+        .map_err(|error| Error::internal(format!("join rows in memory: {error}")))
+}
+
+fn common_schema(batches: &[&RecordBatch]) -> SchemaRef {
+    let mut schemas = batches.iter().map(|batch| batch.schema_ref());
+    let Some(first) = schemas.next() else { return Arc::new(Schema::empty()) };
+    let mut fields: Vec<FieldRef> = Vec::new();
+    for schema in schemas.filter(|schema| *schema != first) {
+        let known = |field: &&FieldRef| {
+            first.field_with_name(field.name()).is_err()
+                && !fields.iter().any(|each| each.name() == field.name())
+        };
+        let new: Vec<FieldRef> = schema.fields().iter().filter(known).cloned().collect();
+        fields.extend(new);
+    }
+    if fields.is_empty() {
+        return first.clone();
+    }
+    Arc::new(Schema::new(first.fields().iter().cloned().chain(fields).collect::<Vec<_>>()))
+}
+
+fn concat_column(field: &FieldRef, batches: &[&RecordBatch], lens: &[usize]) -> Result<ArrayRef> {
+    let parts: Vec<Option<&ArrayRef>> =
+        batches.iter().map(|batch| batch.column_by_name(field.name())).collect();
+    if ColumnKind::of(field) == ColumnKind::Tag {
+        let tags = parts
+            .iter()
+            .map(|part| part.map(|array| as_tag(array, field.name())).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        return Ok(Arc::new(concat_tags(&tags, lens)?));
+    }
+    let filled: Vec<ArrayRef> = parts
+        .iter()
+        .zip(lens)
+        .map(|(part, len)| part.cloned().unwrap_or_else(|| new_null_array(field.data_type(), *len)))
+        .collect();
+    let filled: Vec<&dyn Array> = filled.iter().map(AsRef::as_ref).collect();
+    concat(&filled)
+        .map_err(|error| Error::internal(format!("join column {:?}: {error}", field.name())))
+}

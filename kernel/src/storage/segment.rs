@@ -1,0 +1,16 @@
+//! Segments: immutable Parquet files, each of one table and one time window, sorted by tags
+//! and time.
+//!
+//! [`write`](mod@write) makes them, [`read`] reads them, [`index`] finds the rows of a series in them,
+//! [`encoding`] chooses how columns are encoded, and [`store`] is where their bytes lie.
+//! Nothing in them is private: any Parquet reader opens one and sees plain columns with
+//! plain types; the index from series to rows is an extra that other readers pass over.
+
+pub mod index;
+pub mod read;
+pub mod runs;
+pub mod store;
+
+pub use index::{SeriesIndex, TagFilter};
+pub use read::{Scan, SegmentReader};
+pub use store::{LocalSegments, SegmentBytes, SegmentStore, Upload};

@@ -1,0 +1,443 @@
+//! Reads segments: any columns, of any rows, in batches of bounded size.
+//!
+//! Opening reads the footer, the page index and the directory of the series index, and
+//! keeps them; a reader is then cheap to clone and reads only the pages that hold wanted
+//! rows. Columns are found by their id, so a renamed column keeps its values; one that the
+//! file lacks is NULL.
+
+use std::io::{self, Read};
+use std::iter;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+    ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::reader::{ChunkReader, Length};
+
+use crate::error::{Code, Error, Result};
+use crate::ids::TimeRange;
+use crate::schema::{ColumnKind, FIELD_ID_KEY};
+use crate::storage::meta::SegmentMeta;
+use crate::storage::segment::index::{self, Place, SeriesIndex, TagFilter};
+use crate::storage::segment::store::{SegmentBytes, SegmentStore};
+
+/// An open segment.
+#[derive(Clone)]
+pub struct SegmentReader(Arc<Open>);
+
+struct Open {
+    meta: Arc<SegmentMeta>,
+    bytes: Arc<dyn SegmentBytes>,
+    arrow: ArrowReaderMetadata,
+    index: SeriesIndex,
+}
+
+impl std::fmt::Debug for SegmentReader {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "SegmentReader({})", self.0.meta.path)
+    }
+}
+
+/// What to read of a segment.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    /// The columns, as fields of the table's Arrow schema with their ids.
+    pub output: SchemaRef,
+    /// The series.
+    pub tags: TagFilter,
+    /// Rows outside may come too: pages are passed over, rows are not filtered.
+    pub time: TimeRange,
+    /// The largest batch.
+    pub batch_rows: usize,
+}
+
+impl Scan {
+    /// Everything, in some columns.
+    #[must_use]
+    pub fn all(output: SchemaRef, batch_rows: usize) -> Scan {
+        Scan { output, tags: TagFilter::all(), time: TimeRange::ALL, batch_rows }
+    }
+}
+
+impl SegmentReader {
+    /// Opens a segment.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file where it is missing, cut off, or not what the metadata says;
+    /// `io_error`.
+    pub fn open(store: &dyn SegmentStore, meta: &Arc<SegmentMeta>) -> Result<SegmentReader> {
+        let bytes = store.open(&meta.path)?;
+        let size = bytes.size().map_err(|error| Error::io(read_of(&meta.path), error))?;
+        if size != meta.bytes {
+            return Err(corrupt(
+                &meta.path,
+                format_args!("it has {size} bytes, the metadata says {}", meta.bytes),
+            ));
+        }
+        let source = Source { bytes: bytes.clone(), size };
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+        let arrow = ArrowReaderMetadata::load(&source, options)
+            .map_err(|error| from_parquet(&meta.path, error))?;
+        let rows = arrow.metadata().file_metadata().num_rows();
+        if u64::try_from(rows) != Ok(meta.rows) {
+            return Err(corrupt(
+                &meta.path,
+                format_args!("it has {rows} rows, the metadata says {}", meta.rows),
+            ));
+        }
+        let index = load_index(bytes.as_ref(), &arrow, meta)
+            .map_err(|error| error.context(read_of(&meta.path)))?;
+        Ok(SegmentReader(Arc::new(Open { meta: meta.clone(), bytes, arrow, index })))
+    }
+
+    /// What the metadata of the store says of it.
+    #[must_use]
+    pub fn meta(&self) -> &Arc<SegmentMeta> {
+        &self.0.meta
+    }
+
+    /// The footer, with page index.
+    #[must_use]
+    pub fn parquet(&self) -> &Arc<ParquetMetaData> {
+        self.0.arrow.metadata()
+    }
+
+    /// The footer as Parquet's Arrow readers want it.
+    #[must_use]
+    pub fn arrow(&self) -> &ArrowReaderMetadata {
+        &self.0.arrow
+    }
+
+    /// The bytes, for walking the series index.
+    #[must_use]
+    pub fn bytes(&self) -> &dyn SegmentBytes {
+        self.0.bytes.as_ref()
+    }
+
+    /// The index from series to rows.
+    #[must_use]
+    pub fn index(&self) -> &SeriesIndex {
+        &self.0.index
+    }
+
+    /// The rows of the series that a filter lets through, ascending.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`.
+    pub fn rows_of(&self, filter: &TagFilter) -> Result<Vec<Range<u64>>> {
+        if filter.is_all() {
+            return Ok(iter::once(0..self.0.meta.rows).collect());
+        }
+        self.0
+            .index
+            .select(self.bytes(), filter)
+            .map_err(|error| error.context(read_of(&self.0.meta.path)))
+    }
+
+    /// The rows of the pages that can hold a time of the range, ascending.
+    #[must_use]
+    pub fn rows_within(&self, time: &TimeRange) -> Vec<Range<u64>> {
+        let all = iter::once(0..self.0.meta.rows).collect();
+        let own = self.0.meta.time;
+        if time.first <= own.first && own.last <= time.last {
+            return all;
+        }
+        let Some(column) = self.time_column() else { return all };
+        page_rows(self.parquet(), column, time).unwrap_or(all)
+    }
+
+    fn time_column(&self) -> Option<usize> {
+        let fields = self.0.arrow.schema().fields();
+        fields.iter().position(|field| ColumnKind::of(field) == ColumnKind::Time)
+    }
+
+    /// Reads what `scan` asks for, sorted by tags and time.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`.
+    pub fn scan(&self, scan: &Scan) -> Result<SegmentScan> {
+        let rows = intersect(&self.rows_of(&scan.tags)?, &self.rows_within(&scan.time));
+        self.read(&scan.output, &rows, scan.batch_rows)
+    }
+
+    /// Reads some columns of some rows, given as ascending ranges.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`.
+    pub fn read(
+        &self,
+        output: &SchemaRef,
+        rows: &[Range<u64>],
+        batch_rows: usize,
+    ) -> Result<SegmentScan> {
+        let failed = |error| from_parquet(&self.0.meta.path, error);
+        let (groups, selection) = self.select(rows);
+        let (mask, places) = self.columns(output);
+        let mut builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(self.source(), self.0.arrow.clone())
+                .with_batch_size(batch_rows.max(1))
+                .with_projection(mask)
+                .with_row_groups(groups);
+        if let Some(selection) = selection {
+            builder = builder.with_row_selection(selection);
+        }
+        Ok(SegmentScan {
+            inner: builder.build().map_err(failed)?,
+            meta: self.0.meta.clone(),
+            output: output.clone(),
+            places,
+        })
+    }
+
+    /// The bytes as Parquet's readers want them.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        Source { bytes: self.0.bytes.clone(), size: self.0.meta.bytes }
+    }
+
+    /// The row groups that hold any of the rows, and which of theirs are wanted; `None` for
+    /// all of them.
+    fn select(&self, rows: &[Range<u64>]) -> (Vec<usize>, Option<RowSelection>) {
+        let mut groups = Vec::new();
+        let mut wanted: Vec<Range<usize>> = Vec::new();
+        let (mut start, mut kept, mut count) = (0u64, 0usize, 0usize);
+        for (place, group) in self.parquet().row_groups().iter().enumerate() {
+            let end = start + u64::try_from(group.num_rows()).unwrap_or_default();
+            let first = rows.partition_point(|range| range.end <= start);
+            let inside = rows[first..].iter().take_while(|range| range.start < end);
+            let before = wanted.len();
+            for range in inside {
+                let from = (range.start.max(start) - start) as usize + kept;
+                let to = (range.end.min(end) - start) as usize + kept;
+                count += to - from;
+                wanted.push(from..to);
+            }
+            if wanted.len() > before {
+                groups.push(place);
+                kept += (end - start) as usize;
+            }
+            start = end;
+        }
+        let selection =
+            (count < kept).then(|| RowSelection::from_consecutive_ranges(wanted.into_iter(), kept));
+        (groups, selection)
+    }
+
+    /// Which leaves to read, and for each field of the output its place among them.
+    fn columns(&self, output: &Schema) -> (ProjectionMask, Vec<Option<usize>>) {
+        let own = self.0.arrow.schema().fields();
+        let find = |field: &Field| own.iter().position(|each| same_column(each, field));
+        let found: Vec<Option<usize>> = output.fields().iter().map(|field| find(field)).collect();
+        let mut leaves: Vec<usize> = found.iter().flatten().copied().collect();
+        leaves.sort_unstable();
+        leaves.dedup();
+        let places =
+            found.iter().map(|leaf| leaf.and_then(|leaf| leaves.binary_search(&leaf).ok()));
+        let places = places.collect();
+        (ProjectionMask::leaves(self.0.arrow.parquet_schema(), leaves), places)
+    }
+
+    /// Reads the whole file and compares it with the checksum of the metadata.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`.
+    pub fn verify(&self) -> Result<()> {
+        let mut checksum = 0;
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < self.0.meta.bytes {
+            let read = self
+                .bytes()
+                .read_at(&mut buffer, offset)
+                .map_err(|error| Error::io(read_of(&self.0.meta.path), error))?;
+            if read == 0 {
+                break;
+            }
+            checksum = crc32c::crc32c_append(checksum, &buffer[..read]);
+            offset += read as u64;
+        }
+        if offset == self.0.meta.bytes && checksum == self.0.meta.checksum {
+            return Ok(());
+        }
+        Err(corrupt(&self.0.meta.path, format_args!("its checksum differs from the metadata's")))
+    }
+}
+
+fn load_index(
+    bytes: &dyn SegmentBytes,
+    arrow: &ArrowReaderMetadata,
+    meta: &SegmentMeta,
+) -> Result<SeriesIndex> {
+    let pairs = arrow.metadata().file_metadata().key_value_metadata();
+    let text = pairs
+        .and_then(|pairs| pairs.iter().find(|pair| pair.key == index::KEY))
+        .and_then(|pair| pair.value.as_deref())
+        .ok_or_else(|| Error::new(Code::Corrupt, "the file has no series index"))?;
+    let place: Place = serde_json::from_str(text)
+        .map_err(|_| Error::new(Code::Corrupt, "the place of the series index does not parse"))?;
+    SeriesIndex::load(bytes, &place, meta.rows)
+}
+
+fn same_column(own: &Field, wanted: &Field) -> bool {
+    match (own.metadata().get(FIELD_ID_KEY), wanted.metadata().get(FIELD_ID_KEY)) {
+        (Some(a), Some(b)) => a == b,
+        _ => own.name() == wanted.name(),
+    }
+}
+
+fn page_rows(
+    parquet: &ParquetMetaData,
+    column: usize,
+    time: &TimeRange,
+) -> Option<Vec<Range<u64>>> {
+    let (ranges, offsets) = (parquet.column_index()?, parquet.offset_index()?);
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut start = 0u64;
+    for (place, group) in parquet.row_groups().iter().enumerate() {
+        let end = start + u64::try_from(group.num_rows()).ok()?;
+        let ColumnIndexMetaData::INT64(range) = ranges.get(place)?.get(column)? else {
+            return None;
+        };
+        let pages = offsets.get(place)?.get(column)?.page_locations();
+        for (page, location) in pages.iter().enumerate() {
+            let page_range =
+                TimeRange { first: *range.min_value(page)?, last: *range.max_value(page)? };
+            if !page_range.overlaps(time) {
+                continue;
+            }
+            let from = start + u64::try_from(location.first_row_index).ok()?;
+            let next = pages.get(page + 1).map(|next| u64::try_from(next.first_row_index));
+            let to = next.map_or(Some(end), |next| Some(start + next.ok()?))?;
+            match found.last_mut() {
+                Some(last) if last.end == from => last.end = to,
+                _ => found.push(from..to),
+            }
+        }
+        start = end;
+    }
+    Some(found)
+}
+
+/// The rows that are in both, where both are ascending.
+#[must_use]
+pub fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut i, mut j) = (0, 0);
+    let mut both = Vec::new();
+    while i < a.len() && j < b.len() {
+        let range = a[i].start.max(b[j].start)..a[i].end.min(b[j].end);
+        if !range.is_empty() {
+            both.push(range);
+        }
+        if a[i].end < b[j].end { i += 1 } else { j += 1 }
+    }
+    both
+}
+
+/// The batches of a segment.
+pub struct SegmentScan {
+    inner: ParquetRecordBatchReader,
+    meta: Arc<SegmentMeta>,
+    output: SchemaRef,
+    places: Vec<Option<usize>>,
+}
+
+impl SegmentScan {
+    fn shape(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let fill = |(place, field): (&Option<usize>, &Arc<Field>)| match place {
+            Some(place) => batch.column(*place).clone(),
+            None => new_null_array(field.data_type(), batch.num_rows()),
+        };
+        let columns = self.places.iter().zip(self.output.fields()).map(fill).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(self.output.clone(), columns, &options)
+            .map_err(|error| corrupt(&self.meta.path, error))
+    }
+}
+
+impl Iterator for SegmentScan {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(match self.inner.next()? {
+            Ok(batch) => self.shape(&batch),
+            Err(error) => Err(from_parquet(&self.meta.path, error.into())),
+        })
+    }
+}
+
+/// The bytes of a segment for Parquet's readers.
+#[derive(Clone)]
+pub struct Source {
+    bytes: Arc<dyn SegmentBytes>,
+    size: u64,
+}
+
+impl Length for Source {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Source {
+    type T = SourceRead;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<SourceRead> {
+        Ok(SourceRead { source: self.clone(), at: start })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let end = start.checked_add(length as u64);
+        if end.is_none_or(|end| end > self.size) {
+            return Err(ParquetError::EOF(format!("bytes {start}+{length} of {}", self.size)));
+        }
+        let mut buffer = vec![0; length];
+        let read = self.bytes.read_at(&mut buffer, start)?;
+        if read < length {
+            return Err(ParquetError::EOF(format!("bytes {start}+{length}, only {read} there")));
+        }
+        Ok(buffer.into())
+    }
+}
+
+/// Reads a segment's bytes one after the other.
+pub struct SourceRead {
+    source: Source,
+    at: u64,
+}
+
+impl Read for SourceRead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.bytes.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+fn read_of(path: &str) -> String {
+    format!("read segment {path}")
+}
+
+fn corrupt(path: &str, what: impl std::fmt::Display) -> Error {
+    Error::new(Code::Corrupt, format!("segment {path} does not verify: {what}"))
+        .with_hint("restore the file from a backup, or run `kymo repair`")
+}
+
+/// An error of Parquet's, told apart into trouble with the disk and damaged bytes.
+pub(super) fn from_parquet(path: &str, error: ParquetError) -> Error {
+    match error {
+        ParquetError::External(inner) => match inner.downcast::<io::Error>() {
+            Ok(error) => Error::io(read_of(path), *error),
+            Err(error) => corrupt(path, error),
+        },
+        error => corrupt(path, error),
+    }
+}

@@ -1,0 +1,403 @@
+//! What readers see of a table: an immutable [`Version`], replaced as a whole.
+//!
+//! A [`TableState`] belongs to the table's writer and is the only thing that changes a
+//! table. Each change publishes a new version through the [`VersionCell`]; readers load it
+//! and never wait for the writer. Because a version holds its segments, a file that was
+//! merged away or dropped is handed to the [`Graveyard`] only when the metadata no longer
+//! names it *and* the last version with it is gone (M2).
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use arrow::array::RecordBatch;
+use parking_lot::Mutex;
+
+use crate::error::{Code, Error, Result};
+use crate::ids::{Position, SegmentId, TimeRange};
+use crate::schema::TableDef;
+use crate::storage::late::{DEFAULT_SERIES, LastTimes};
+use crate::storage::memtable::{MemTable, MemView, Span};
+use crate::storage::meta::SegmentMeta;
+use crate::storage::segment::{SegmentReader, SegmentStore};
+
+/// Collects segments whose files may go, for the garbage collector.
+#[derive(Debug, Default)]
+pub struct Graveyard(Mutex<Vec<Arc<SegmentMeta>>>);
+
+impl Graveyard {
+    /// Takes what has come in since the last call.
+    #[must_use]
+    pub fn take(&self) -> Vec<Arc<SegmentMeta>> {
+        std::mem::take(&mut self.0.lock())
+    }
+
+    fn put(&self, segment: Arc<SegmentMeta>) {
+        self.0.lock().push(segment);
+    }
+}
+
+/// Where the segments of a store lie and where they end.
+#[derive(Clone)]
+pub struct SegmentFiles {
+    /// Reads, writes and removes them.
+    pub store: Arc<dyn SegmentStore>,
+    /// Receives those that nothing names any more.
+    pub graveyard: Arc<Graveyard>,
+}
+
+impl fmt::Debug for SegmentFiles {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("SegmentFiles")
+    }
+}
+
+/// A segment in use. While one exists, its file does.
+pub struct SegmentRef {
+    meta: Arc<SegmentMeta>,
+    files: SegmentFiles,
+    reader: OnceLock<SegmentReader>,
+    retired: AtomicBool,
+}
+
+impl SegmentRef {
+    /// A segment that the metadata names.
+    #[must_use]
+    pub fn new(meta: Arc<SegmentMeta>, files: SegmentFiles) -> Self {
+        SegmentRef { meta, files, reader: OnceLock::new(), retired: AtomicBool::new(false) }
+    }
+
+    /// What the metadata says of it.
+    #[must_use]
+    pub fn meta(&self) -> &Arc<SegmentMeta> {
+        &self.meta
+    }
+
+    /// Its reader, opened at the first call and kept. Blocks on the file then.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file where it does not verify, `io_error` where it cannot be read.
+    pub fn reader(&self) -> Result<SegmentReader> {
+        if let Some(open) = self.reader.get() {
+            return Ok(open.clone());
+        }
+        let open = SegmentReader::open(self.files.store.as_ref(), &self.meta)?;
+        Ok(self.reader.get_or_init(|| open).clone())
+    }
+
+    /// Notes that the metadata does not name it any more.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for SegmentRef {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::Acquire) {
+            self.files.graveyard.put(self.meta.clone());
+        }
+    }
+}
+
+impl fmt::Debug for SegmentRef {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "SegmentRef({})", self.meta.path)
+    }
+}
+
+/// Rows in memory that wait for their flush; no row joins them any more.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The rows.
+    pub rows: MemView,
+    /// Their times and positions.
+    pub span: Span,
+}
+
+/// A table at one moment: everything a scan needs. Immutable.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// The definition.
+    pub table: Arc<TableDef>,
+    /// Segments, oldest rows first (by position in the log).
+    pub segments: Arc<[Arc<SegmentRef>]>,
+    /// Rows on their way into segments, oldest first.
+    pub frozen: Arc<[Arc<Frozen>]>,
+    /// The newest rows.
+    pub hot: MemView,
+    /// Nothing above this position shows (V1), everything acknowledged up to it does.
+    pub watermark: Position,
+}
+
+impl Version {
+    /// The earliest and the latest time in it; `None` where there are no rows.
+    #[must_use]
+    pub fn time(&self) -> Option<TimeRange> {
+        let segments = self.segments.iter().map(|segment| segment.meta.time);
+        let frozen = self.frozen.iter().map(|frozen| frozen.span.time);
+        let hot = self.hot.span().map(|span| span.time);
+        segments.chain(frozen).chain(hot).reduce(|all, each| all.union(&each))
+    }
+
+    /// How many rows are stored, counting each time that a row was written.
+    #[must_use]
+    pub fn stored_rows(&self) -> u64 {
+        let segments: u64 = self.segments.iter().map(|segment| segment.meta.rows).sum();
+        let frozen: usize = self.frozen.iter().map(|frozen| frozen.rows.rows()).sum();
+        segments + (frozen + self.hot.rows()) as u64
+    }
+}
+
+/// Where the current [`Version`] of a table is found.
+#[derive(Debug)]
+pub struct VersionCell(ArcSwap<Version>);
+
+impl VersionCell {
+    /// A cell that holds a version.
+    #[must_use]
+    pub fn new(version: Version) -> Self {
+        VersionCell(ArcSwap::from_pointee(version))
+    }
+
+    /// The current version. Never blocks.
+    #[must_use]
+    pub fn load(&self) -> Arc<Version> {
+        self.0.load_full()
+    }
+
+    fn store(&self, version: Version) {
+        self.0.store(Arc::new(version));
+    }
+}
+
+/// A table as its writer holds it: the only mutator of its versions.
+#[derive(Debug)]
+pub struct TableState {
+    cell: Arc<VersionCell>,
+    files: SegmentFiles,
+    table: Arc<TableDef>,
+    segments: Arc<[Arc<SegmentRef>]>,
+    frozen: Arc<[Arc<Frozen>]>,
+    hot: MemTable,
+    last_times: LastTimes,
+    watermark: Position,
+}
+
+impl TableState {
+    /// A table with the segments that the metadata names and nothing in memory. `watermark`
+    /// is the position up to which its rows are in segments.
+    #[must_use]
+    pub fn open(
+        table: Arc<TableDef>,
+        segments: impl IntoIterator<Item = Arc<SegmentMeta>>,
+        watermark: Position,
+        files: SegmentFiles,
+    ) -> Self {
+        let segments = in_order(
+            segments.into_iter().map(|meta| Arc::new(SegmentRef::new(meta, files.clone()))),
+        );
+        let floor = segments.iter().map(|segment| segment.meta.time.last).max();
+        let frozen: Arc<[Arc<Frozen>]> = Arc::default();
+        let version = Version {
+            table: table.clone(),
+            segments: segments.clone(),
+            frozen: frozen.clone(),
+            hot: MemView::default(),
+            watermark,
+        };
+        TableState {
+            cell: Arc::new(VersionCell::new(version)),
+            files,
+            table,
+            segments,
+            frozen,
+            hot: MemTable::default(),
+            last_times: LastTimes::new(floor.unwrap_or(i64::MIN), DEFAULT_SERIES),
+            watermark,
+        }
+    }
+
+    /// Where readers find the versions.
+    #[must_use]
+    pub fn cell(&self) -> Arc<VersionCell> {
+        self.cell.clone()
+    }
+
+    /// The definition.
+    #[must_use]
+    pub fn table(&self) -> &Arc<TableDef> {
+        &self.table
+    }
+
+    /// Adds rows and shows them to readers.
+    ///
+    /// # Errors
+    /// `internal` where the batch does not fit the table; then nothing is added.
+    pub fn apply(&mut self, position: Position, batch: RecordBatch) -> Result<()> {
+        self.append(position, batch)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Adds rows without showing them yet: for several batches in a row, ended by
+    /// [`TableState::publish`].
+    ///
+    /// # Errors
+    /// `internal` where the batch does not fit the table; then nothing is added.
+    pub fn append(&mut self, position: Position, batch: RecordBatch) -> Result<()> {
+        let late = if self.table.options.append_only {
+            None
+        } else {
+            self.last_times.observe(&self.table.schema, &batch)?
+        };
+        self.hot.append(&self.table.schema, position, batch, late)?;
+        self.watermark = self.watermark.max(position);
+        Ok(())
+    }
+
+    /// Moves the watermark over positions that belong to other tables.
+    pub fn advance(&mut self, position: Position) {
+        self.watermark = self.watermark.max(position);
+    }
+
+    /// Shows readers everything that was appended.
+    pub fn publish(&self) {
+        self.cell.store(Version {
+            table: self.table.clone(),
+            segments: self.segments.clone(),
+            frozen: self.frozen.clone(),
+            hot: self.hot.view(),
+            watermark: self.watermark,
+        });
+    }
+
+    /// Closes the rows in memory for their flush; `None` where there are none.
+    pub fn freeze(&mut self) -> Option<Arc<Frozen>> {
+        let span = self.hot.span()?;
+        let rows = std::mem::take(&mut self.hot).view();
+        let frozen = Arc::new(Frozen { rows, span });
+        self.frozen = self.frozen.iter().cloned().chain([frozen.clone()]).collect();
+        self.publish();
+        Some(frozen)
+    }
+
+    /// Puts the segments of a flush, which the metadata names by now, in place of the rows
+    /// in memory.
+    ///
+    /// # Errors
+    /// `conflict` where these rows are not waiting for their flush.
+    pub fn flushed(
+        &mut self,
+        frozen: &Arc<Frozen>,
+        segments: impl IntoIterator<Item = Arc<SegmentMeta>>,
+    ) -> Result<()> {
+        let before = self.frozen.len();
+        let left: Arc<[Arc<Frozen>]> =
+            self.frozen.iter().filter(|each| !Arc::ptr_eq(each, frozen)).cloned().collect();
+        if left.len() == before {
+            return Err(Error::new(
+                Code::Conflict,
+                format!("rows of table {} were flushed before", self.table.name),
+            ));
+        }
+        self.frozen = left;
+        self.add_segments(segments);
+        self.publish();
+        Ok(())
+    }
+
+    /// Puts the outputs of a merge, which the metadata names by now, in place of its inputs;
+    /// without outputs it drops them.
+    ///
+    /// # Errors
+    /// `conflict` where an input is not part of the table; then nothing changes.
+    pub fn replaced(
+        &mut self,
+        inputs: &[SegmentId],
+        outputs: impl IntoIterator<Item = Arc<SegmentMeta>>,
+    ) -> Result<()> {
+        if let Some(id) =
+            inputs.iter().find(|id| !self.segments.iter().any(|each| each.meta.id == **id))
+        {
+            return Err(Error::new(
+                Code::Conflict,
+                format!("segment {id} is no part of table {}", self.table.name),
+            ));
+        }
+        let (gone, left): (Vec<_>, Vec<_>) =
+            self.segments.iter().cloned().partition(|each| inputs.contains(&each.meta.id));
+        self.segments = left.into();
+        self.add_segments(outputs);
+        self.publish();
+        gone.iter().for_each(|segment| segment.retire());
+        Ok(())
+    }
+
+    fn add_segments(&mut self, segments: impl IntoIterator<Item = Arc<SegmentMeta>>) {
+        let new = segments
+            .into_iter()
+            .map(|meta| Arc::new(SegmentRef::new(meta, self.files.clone())))
+            .collect::<Vec<_>>();
+        self.segments = in_order(self.segments.iter().cloned().chain(new));
+    }
+
+    /// Takes a new definition: columns that were added, or a new name.
+    pub fn alter(&mut self, table: Arc<TableDef>) {
+        self.table = table;
+        self.publish();
+    }
+
+    /// Gives all segments to the graveyard once their readers are done: for a dropped table,
+    /// after the metadata dropped it.
+    pub fn retire(&mut self) {
+        let gone = std::mem::take(&mut self.segments);
+        self.frozen = Arc::default();
+        self.hot = MemTable::default();
+        self.publish();
+        gone.iter().for_each(|segment| segment.retire());
+    }
+
+    /// The memory of rows that are not in segments yet.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.hot_bytes() + self.frozen.iter().map(|frozen| frozen.rows.bytes()).sum::<usize>()
+    }
+
+    /// The memory of rows that no flush has begun for.
+    #[must_use]
+    pub fn hot_bytes(&self) -> usize {
+        self.hot.bytes()
+    }
+
+    /// Rows that no flush has begun for.
+    #[must_use]
+    pub fn hot_rows(&self) -> usize {
+        self.hot.rows()
+    }
+
+    /// How many frozen memtables wait for their flush.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// The position of the oldest rows that are in memory only; the log must keep it.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Position> {
+        let frozen = self.frozen.first().map(|frozen| frozen.span.first);
+        frozen.or(self.hot.span().map(|span| span.first))
+    }
+
+    /// The newest position that was applied.
+    #[must_use]
+    pub fn watermark(&self) -> Position {
+        self.watermark
+    }
+}
+
+fn in_order(segments: impl Iterator<Item = Arc<SegmentRef>>) -> Arc<[Arc<SegmentRef>]> {
+    let mut sorted: Vec<Arc<SegmentRef>> = segments.collect();
+    sorted.sort_by_key(|segment| (segment.meta.seq_range, segment.meta.id));
+    sorted.into()
+}
