@@ -112,7 +112,9 @@ pub struct SimClock {
 #[derive(Debug, Default)]
 struct ClockState {
     elapsed: Duration,
-    sleepers: Vec<(Duration, Waker)>,
+    next: u64,
+    /// Who waits, by time and then by order of asking.
+    sleepers: BTreeMap<(Duration, u64), Waker>,
 }
 
 impl SimClock {
@@ -126,13 +128,23 @@ impl SimClock {
     pub fn advance(&self, by: Duration) {
         let mut state = self.state.lock();
         state.elapsed += by;
-        let now = state.elapsed;
-        let (due, later) =
-            std::mem::take(&mut state.sleepers).into_iter().partition(|(until, _)| *until <= now);
-        state.sleepers = later;
+        let now = (state.elapsed, u64::MAX);
+        let later = state.sleepers.split_off(&now);
+        let due = std::mem::replace(&mut state.sleepers, later);
         drop(state);
-        let due: Vec<(Duration, Waker)> = due;
-        due.into_iter().for_each(|(_, waker)| waker.wake());
+        due.into_values().for_each(Waker::wake);
+    }
+
+    /// Moves time to the next moment that somebody waits for, if anybody does.
+    pub fn jump(&self) {
+        let wait = {
+            let state = self.state.lock();
+            let next = state.sleepers.first_key_value();
+            next.map(|((until, _), _)| until.saturating_sub(state.elapsed))
+        };
+        if let Some(wait) = wait {
+            self.advance(wait);
+        }
     }
 }
 
@@ -147,14 +159,16 @@ impl Clock for SimClock {
     }
 
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let until = self.state.lock().elapsed + duration;
-        Box::pin(Sleep { state: self.state.clone(), until })
+        let mut state = self.state.lock();
+        state.next += 1;
+        let key = (state.elapsed.saturating_add(duration), state.next);
+        Box::pin(Sleep { state: self.state.clone(), key })
     }
 }
 
 struct Sleep {
     state: Arc<Mutex<ClockState>>,
-    until: Duration,
+    key: (Duration, u64),
 }
 
 impl Future for Sleep {
@@ -162,11 +176,17 @@ impl Future for Sleep {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        if state.elapsed >= self.until {
+        if state.elapsed >= self.key.0 {
             return Poll::Ready(());
         }
-        state.sleepers.push((self.until, cx.waker().clone()));
+        state.sleepers.insert(self.key, cx.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.state.lock().sleepers.remove(&self.key);
     }
 }
 
