@@ -8,13 +8,21 @@
 //!
 //! The kernel never imports DataFusion, axum, pgwire or wasmtime.
 
+pub mod actor;
 pub mod cancel;
 pub mod env;
 pub mod error;
+mod host;
 pub mod ids;
+pub mod invariant;
 pub mod message;
+pub mod observe;
+pub mod pools;
+pub mod port;
 pub mod schema;
+pub mod simulate;
 pub mod storage;
+pub mod supervise;
 pub mod user;
 
 pub use error::{Code, Error, Result, Retry};

@@ -1,0 +1,256 @@
+//! The metric families, one struct per subject. Names end in their unit; counters in `_total`.
+
+use std::sync::OnceLock;
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+use crate::invariant::Invariant;
+
+/// Buckets for what should take microseconds to milliseconds: turns, fsyncs, waits.
+const FAST: &[f64] =
+    &[1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Buckets for what should take milliseconds to minutes: requests, queries, flushes.
+const SLOW: &[f64] =
+    &[1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+/// Buckets for how many were done at once.
+const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
+
+/// The families of this process.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: OnceLock<Metrics> = OnceLock::new();
+    METRICS.get_or_init(Metrics::new)
+}
+
+macro_rules! families {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $help:literal])+ $field:ident: $type:ident = $metric:literal $([$($label:literal),+])? $(buckets $buckets:ident)?,)* }) => {
+        $(#[$doc])*
+        pub struct $name { $($(#[doc = $help])+ pub $field: $type,)* }
+
+        impl $name {
+            fn new(registry: &Registry) -> Self {
+                $name { $($field: register(
+                    registry,
+                    families!(@make $type, $metric, concat!($($help),+).trim() $(, [$($label),+])? $(, $buckets)?),
+                ),)* }
+            }
+        }
+    };
+    (@make IntCounter, $metric:literal, $help:expr) => { IntCounter::new($metric, $help) };
+    (@make IntGauge, $metric:literal, $help:expr) => { IntGauge::new($metric, $help) };
+    (@make IntCounterVec, $metric:literal, $help:expr, [$($label:literal),+]) => {
+        IntCounterVec::new(Opts::new($metric, $help), &[$($label),+])
+    };
+    (@make Histogram, $metric:literal, $help:expr, $buckets:ident) => {
+        Histogram::with_opts(HistogramOpts::new($metric, $help).buckets($buckets.to_vec()))
+    };
+    (@make HistogramVec, $metric:literal, $help:expr, [$($label:literal),+], $buckets:ident) => {
+        HistogramVec::new(
+            HistogramOpts::new($metric, $help).buckets($buckets.to_vec()),
+            &[$($label),+],
+        )
+    };
+}
+
+families! {
+    /// Actors, by kind.
+    ActorMetrics {
+        /// Time of one turn; half a millisecond is the aim.
+        turn_seconds: HistogramVec = "kymo_actor_turn_seconds" ["kind"] buckets FAST,
+        /// Panics, restarts and other events of supervision.
+        events: IntCounterVec = "kymo_actor_events_total" ["kind", "event"],
+    }
+}
+
+families! {
+    /// The journal.
+    JournalMetrics {
+        /// Record groups written.
+        groups: IntCounter = "kymo_journal_groups_total",
+        /// Record groups made durable by one fsync.
+        groups_per_sync: Histogram = "kymo_journal_groups_per_sync" buckets COUNTS,
+        /// Bytes written, frames included.
+        written_bytes: IntCounter = "kymo_journal_written_bytes_total",
+        /// Time of one fsync.
+        sync_seconds: Histogram = "kymo_journal_sync_seconds" buckets FAST,
+        /// Time from handing over a record group to its acknowledgement.
+        commit_seconds: Histogram = "kymo_journal_commit_seconds" buckets FAST,
+        /// Bytes that wait for the journal thread.
+        queued_bytes: IntGauge = "kymo_journal_queued_bytes",
+        /// Journal files on disk.
+        files: IntGauge = "kymo_journal_files",
+        /// Whether an error in a durable path has stopped the store (1) or not (0).
+        poisoned: IntGauge = "kymo_store_poisoned",
+    }
+}
+
+families! {
+    /// The store.
+    StoreMetrics {
+        /// Bytes of rows in memory, frozen ones included.
+        memtable_bytes: IntGauge = "kymo_store_memtable_bytes",
+        /// Frozen memtables that wait for their flush.
+        frozen: IntGauge = "kymo_store_frozen_memtables",
+        /// Segments that are part of a table.
+        segments: IntGauge = "kymo_store_segments",
+        /// Bytes of those segments.
+        segment_bytes: IntGauge = "kymo_store_segment_bytes",
+        /// Tables.
+        tables: IntGauge = "kymo_store_tables",
+        /// Number of the last metadata edit.
+        metadata_version: IntGauge = "kymo_store_metadata_version",
+        /// Rows that became durable and visible.
+        rows: IntCounter = "kymo_store_rows_total",
+        /// Flushes that were committed.
+        flushes: IntCounter = "kymo_store_flushes_total",
+        /// Time of a flush, from freezing to commit.
+        flush_seconds: Histogram = "kymo_store_flush_seconds" buckets SLOW,
+        /// Compactions that were committed.
+        compactions: IntCounter = "kymo_store_compactions_total",
+        /// Time of a compaction.
+        compaction_seconds: Histogram = "kymo_store_compaction_seconds" buckets SLOW,
+        /// Bytes read by compactions.
+        compaction_read_bytes: IntCounter = "kymo_store_compaction_read_bytes_total",
+        /// Bytes written by compactions.
+        compaction_written_bytes: IntCounter = "kymo_store_compaction_written_bytes_total",
+        /// Files deleted because nothing named them any more.
+        deleted_files: IntCounter = "kymo_store_deleted_files_total",
+    }
+}
+
+families! {
+    /// Writing, whatever the protocol.
+    IngestMetrics {
+        /// Rows accepted, by protocol.
+        rows: IntCounterVec = "kymo_ingest_rows_total" ["protocol"],
+        /// Rows left out because they could not be taken, by protocol.
+        rejected_rows: IntCounterVec = "kymo_ingest_rejected_rows_total" ["protocol"],
+        /// Bytes of request bodies after decompression, by protocol.
+        body_bytes: IntCounterVec = "kymo_ingest_body_bytes_total" ["protocol"],
+        /// Writes refused as a whole, by error code.
+        refused: IntCounterVec = "kymo_ingest_refused_total" ["code"],
+    }
+}
+
+families! {
+    /// HTTP.
+    HttpMetrics {
+        /// Requests answered, by route pattern and status.
+        requests: IntCounterVec = "kymo_http_requests_total" ["route", "status"],
+        /// Time until the head of the answer, by route pattern.
+        request_seconds: HistogramVec = "kymo_http_request_seconds" ["route"] buckets SLOW,
+        /// Open connections.
+        connections: IntGauge = "kymo_http_connections",
+        /// Connections refused because there were too many.
+        refused_connections: IntCounter = "kymo_http_refused_connections_total",
+    }
+}
+
+families! {
+    /// The PostgreSQL wire protocol.
+    PgMetrics {
+        /// Open connections.
+        connections: IntGauge = "kymo_pg_connections",
+        /// Connections refused because there were too many.
+        refused_connections: IntCounter = "kymo_pg_refused_connections_total",
+        /// Messages received, by kind.
+        messages: IntCounterVec = "kymo_pg_messages_total" ["kind"],
+    }
+}
+
+families! {
+    /// Queries.
+    QueryMetrics {
+        /// Statements that ended, by the code of their error or `ok`.
+        total: IntCounterVec = "kymo_query_total" ["code"],
+        /// Time from admission to the last batch.
+        seconds: Histogram = "kymo_query_seconds" buckets SLOW,
+        /// Time of planning.
+        planning_seconds: Histogram = "kymo_query_planning_seconds" buckets FAST,
+        /// Time that queries waited for their turn.
+        wait_seconds: Histogram = "kymo_query_wait_seconds" buckets FAST,
+        /// Queries that run.
+        running: IntGauge = "kymo_query_running",
+        /// Queries that wait for their turn.
+        waiting: IntGauge = "kymo_query_waiting",
+        /// Rows returned.
+        rows: IntCounter = "kymo_query_rows_total",
+        /// Memory reserved by running queries.
+        memory_bytes: IntGauge = "kymo_query_memory_bytes",
+    }
+}
+
+/// Every family of the process.
+pub struct Metrics {
+    registry: Registry,
+    /// Actors.
+    pub actors: ActorMetrics,
+    /// The journal.
+    pub journal: JournalMetrics,
+    /// The store.
+    pub store: StoreMetrics,
+    /// Writing.
+    pub ingest: IngestMetrics,
+    /// HTTP.
+    pub http: HttpMetrics,
+    /// The PostgreSQL wire protocol.
+    pub pg: PgMetrics,
+    /// Queries.
+    pub queries: QueryMetrics,
+    broken_invariants: IntCounterVec,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let registry = Registry::new();
+        let invariants = IntCounterVec::new(
+            Opts::new("kymo_invariant_violations_total", "How often a promise was found broken."),
+            &["invariant"],
+        );
+        Metrics {
+            actors: ActorMetrics::new(&registry),
+            journal: JournalMetrics::new(&registry),
+            store: StoreMetrics::new(&registry),
+            ingest: IngestMetrics::new(&registry),
+            http: HttpMetrics::new(&registry),
+            pg: PgMetrics::new(&registry),
+            queries: QueryMetrics::new(&registry),
+            broken_invariants: register(&registry, invariants),
+            registry,
+        }
+    }
+
+    /// All families but those of the ports.
+    pub(crate) fn gather(&self) -> Vec<MetricFamily> {
+        for invariant in Invariant::ALL {
+            let counter = self.broken_invariants.with_label_values(&[invariant.name()]);
+            counter.inc_by(invariant.broken().saturating_sub(counter.get()));
+        }
+        self.registry.gather()
+    }
+}
+
+#[expect(clippy::expect_used, reason = "names are constants; a test makes every family")]
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("a valid metric");
+    registry.register(Box::new(collector.clone())).expect("a metric of its own name");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_is_valid_and_shown() {
+        metrics().journal.groups.inc();
+        metrics().http.requests.with_label_values(&["/write", "204"]).inc();
+        let text = crate::observe::text(&[]).unwrap();
+        assert!(text.contains("# HELP kymo_journal_groups_total Record groups written."), "{text}");
+        assert!(text.contains(r#"kymo_http_requests_total{route="/write",status="204"} 1"#));
+        assert!(text.contains(r#"kymo_invariant_violations_total{invariant="W1"} 0"#));
+    }
+}
