@@ -1,0 +1,231 @@
+//! The one place that changes metadata: takes everything that was proposed, refuses what no
+//! longer fits, makes the rest durable as one version and publishes it.
+//!
+//! Proposals of many actors thereby share one pair of fsyncs. A proposal that is refused does
+//! not touch the others. As in the journal, the core is a synchronous step with a thread
+//! around it, and a failure of the disk stops the store.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
+use uuid::Uuid;
+
+use crate::env::Env;
+use crate::error::{Code, Error, Result};
+use crate::storage::journal::Drive;
+use crate::storage::meta::{Author, Edit, Op, Snapshot};
+use crate::storage::metalog::{AppendError, MetaLog};
+use crate::storage::poison::Poison;
+
+/// Told what became of a proposal: the snapshot that contains it, or why it was refused.
+/// Called on the committer's thread.
+pub type Committed = Box<dyn FnOnce(Result<Arc<Snapshot>>) + Send>;
+
+/// Called with the metadata before and after each version, before proposals are answered.
+pub type Observer = Box<dyn Fn(&Snapshot, &Arc<Snapshot>) + Send + Sync>;
+
+/// Edits between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 256;
+
+/// Changes metadata; see the module.
+pub struct Committer {
+    shared: Arc<Shared>,
+    drive: Drive,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    env: Env,
+    log: Box<dyn MetaLog>,
+    head: ArcSwap<Snapshot>,
+    author: Author,
+    poison: Poison,
+    observer: Observer,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Held while a version is made: versions since the last checkpoint.
+    since_checkpoint: Mutex<u64>,
+}
+
+#[derive(Default)]
+struct Queue {
+    proposals: Vec<(Vec<Op>, Committed)>,
+    closed: bool,
+}
+
+impl Committer {
+    /// A committer that goes on from `head`, in the name of `author`.
+    ///
+    /// # Errors
+    /// I/O errors where the thread cannot be started.
+    pub fn start(
+        env: Env,
+        log: Box<dyn MetaLog>,
+        head: Arc<Snapshot>,
+        author: Author,
+        poison: Poison,
+        observer: Observer,
+        drive: Drive,
+    ) -> Result<Committer> {
+        let shared = Arc::new(Shared {
+            env,
+            log,
+            head: ArcSwap::new(head),
+            author,
+            poison,
+            observer,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            since_checkpoint: Mutex::new(0),
+        });
+        let thread = match drive {
+            Drive::Manual => None,
+            Drive::Thread => Some(spawn(shared.clone())?),
+        };
+        Ok(Committer { shared, drive, thread: Mutex::new(thread) })
+    }
+
+    /// The current metadata. Never blocks.
+    #[must_use]
+    pub fn head(&self) -> Arc<Snapshot> {
+        self.shared.head.load_full()
+    }
+
+    /// Proposes an atomic change; `done` is called when it is durable and published, or
+    /// refused. Returns at once, except under [`Drive::Manual`], where the caller does the work.
+    pub fn propose(&self, ops: Vec<Op>, done: Committed) {
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            drop(queue);
+            return done(Err(Error::new(Code::ShuttingDown, "the store is closed")));
+        }
+        queue.proposals.push((ops, done));
+        drop(queue);
+        match self.drive {
+            Drive::Manual => self.shared.step(),
+            Drive::Thread => {
+                self.shared.wake.notify_one();
+            }
+        }
+    }
+
+    /// Commits what was proposed and refuses more.
+    pub fn close(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.wake.notify_all();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            self.shared.poison.poison(Error::internal("the metadata thread panicked"));
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn spawn(shared: Arc<Shared>) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("metadata".to_owned())
+        .spawn(move || shared.run())
+        .map_err(|error| Error::io("start the metadata thread", error))
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.proposals.is_empty() {
+                if queue.closed {
+                    return;
+                }
+                self.wake.wait(&mut queue);
+            }
+            drop(queue);
+            let round = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.step()));
+            if round.is_err() {
+                self.poison.poison(Error::internal("the metadata thread panicked"));
+            }
+        }
+    }
+
+    fn step(&self) {
+        let mut since_checkpoint = self.since_checkpoint.lock();
+        let proposals = std::mem::take(&mut self.queue.lock().proposals);
+        if let Err(error) = self.poison.check() {
+            return proposals.into_iter().for_each(|(_, done)| done(Err(error.clone())));
+        }
+        let before = self.head.load_full();
+        let mut next = Snapshot::clone(&before);
+        let (mut edits, mut accepted, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for (ops, done) in proposals {
+            let edit = Edit { commit_id: self.commit_id(), by: self.author.clone(), ops };
+            match next.apply(&edit) {
+                Ok(applied) => {
+                    next = applied;
+                    edits.push(edit);
+                    accepted.push(done);
+                }
+                Err(error) => refused.push((done, error)),
+            }
+        }
+        if !edits.is_empty() {
+            let outcome = self.append(&before, next, &edits, &mut since_checkpoint);
+            accepted.into_iter().for_each(|done| done(outcome.clone()));
+        }
+        refused.into_iter().for_each(|(done, error)| done(Err(error)));
+    }
+
+    fn append(
+        &self,
+        before: &Snapshot,
+        mut next: Snapshot,
+        edits: &[Edit],
+        since_checkpoint: &mut u64,
+    ) -> Result<Arc<Snapshot>> {
+        match self.log.append(before.version, edits) {
+            Ok(version) => next.version = version,
+            Err(error) => {
+                let error = as_error(error);
+                self.poison.poison(error.clone());
+                return Err(error);
+            }
+        }
+        let next = Arc::new(next);
+        self.head.store(next.clone());
+        (self.observer)(before, &next);
+        *since_checkpoint += 1;
+        if *since_checkpoint >= CHECKPOINT_EVERY {
+            // The log is complete without it: a checkpoint that fails is tried again later.
+            *since_checkpoint = 0;
+            if let Err(error) = self.log.checkpoint(&next) {
+                tracing::warn!(%error, "metadata checkpoint failed");
+            }
+        }
+        Ok(next)
+    }
+
+    fn commit_id(&self) -> Uuid {
+        let mut bytes = [0; 16];
+        self.env.random.fill(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
+fn as_error(error: AppendError) -> Error {
+    match error {
+        AppendError::Conflict(others) => Error::new(
+            Code::Fenced,
+            format!("another process wrote {} versions of the metadata", others.len()),
+        )
+        .with_hint("only one server may use a data folder; stop the other one"),
+        AppendError::Fenced(error) | AppendError::Io(error) => error,
+    }
+}

@@ -1,0 +1,431 @@
+//! The bytes of a log file: a header, then frames. All numbers are little-endian.
+//!
+//! File header, 64 bytes:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | magic `KYMOWAL1` |
+//! | 8 | 4 | format version, today 1 |
+//! | 12 | 2 | partition |
+//! | 14 | 2 | zero |
+//! | 16 | 8 | epoch of all records in the file |
+//! | 24 | 8 | number of the file |
+//! | 32 | 8 | sequence of the first record |
+//! | 40 | 8 | length of the file before it, all of which was durable when this one was made |
+//! | 48 | 12 | zero |
+//! | 60 | 4 | CRC32C of bytes 0 to 60 |
+//!
+//! Frame, 56 bytes and a payload:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `KYF1` |
+//! | 4 | 1 | kind: 1 rows |
+//! | 5 | 1 | flags: 1 payload is an LZ4 block, 2 last frame of its group |
+//! | 6 | 2 | zero |
+//! | 8 | 8 | table |
+//! | 16 | 4 | schema version |
+//! | 20 | 4 | length of the payload when decompressed |
+//! | 24 | 4 | length of the payload |
+//! | 28 | 4 | CRC32C of the payload |
+//! | 32 | 8 | sequence |
+//! | 40 | 8 | durable mark: how much of this file was known to be durable when the frame was written |
+//! | 48 | 4 | zero |
+//! | 52 | 4 | CRC32C of bytes 0 to 52 |
+//!
+//! **The torn-tail rule.** Sequences grow by one from frame to frame, also across files of an
+//! epoch. Bytes that do not make a frame are either the torn tail of a write that was never
+//! acknowledged, or damage to a record that was. The durable marks tell them apart exactly: if
+//! any frame behind the bad place has a mark beyond it, or the next file's header says that
+//! this file was durable beyond it, the place was durable once and the file is **damaged**: an
+//! error names file and offset, nothing is skipped. Otherwise it is a **torn tail** and
+//! recovery cuts the file there, at the start of the group.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::env::DiskFile;
+use crate::error::{Code, Error, Result};
+use crate::ids::{Epoch, PartitionId, Position, Seq, TableId};
+use crate::storage::log::{Record, StoredGroup};
+
+/// Length of a file header.
+pub const FILE_HEADER: usize = 64;
+/// Length of a frame without its payload.
+pub const FRAME_HEADER: usize = 56;
+
+const FILE_MAGIC: [u8; 8] = *b"KYMOWAL1";
+const FRAME_MAGIC: [u8; 4] = *b"KYF1";
+const FORMAT: u32 = 1;
+const KIND_ROWS: u8 = 1;
+const FLAG_LZ4: u8 = 1;
+const FLAG_LAST: u8 = 2;
+/// How much of a file is read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// What a log file says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileHeader {
+    /// The partition of its records.
+    pub partition: PartitionId,
+    /// The epoch of its records.
+    pub epoch: Epoch,
+    /// Its number, also its name.
+    pub number: u64,
+    /// The sequence of its first record.
+    pub first: Seq,
+    /// The durable length of the file before it.
+    pub previous_len: u64,
+}
+
+impl FileHeader {
+    /// The bytes of the header.
+    #[must_use]
+    pub fn encode(&self) -> [u8; FILE_HEADER] {
+        let mut bytes = [0; FILE_HEADER];
+        bytes[0..8].copy_from_slice(&FILE_MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        bytes[12..14].copy_from_slice(&self.partition.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.number.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.previous_len.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header back: `None` where the bytes are none.
+    ///
+    /// # Errors
+    /// `unsupported` for a format of a later build.
+    pub fn decode(path: &Path, bytes: &[u8; FILE_HEADER]) -> Result<Option<FileHeader>> {
+        if bytes[..8] != FILE_MAGIC || crc32c::crc32c(&bytes[..60]) != word(bytes, 60) {
+            return Ok(None);
+        }
+        let format = word(bytes, 8);
+        if format != FORMAT {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("log file {}: format {format} is not known", path.display()),
+            )
+            .with_hint("open the store with the version of kymo that wrote it, or a newer one"));
+        }
+        Ok(Some(FileHeader {
+            partition: PartitionId(u16::from_le_bytes([bytes[12], bytes[13]])),
+            epoch: Epoch(long(bytes, 16)),
+            number: long(bytes, 24),
+            first: Seq(long(bytes, 32)),
+            previous_len: long(bytes, 40),
+        }))
+    }
+}
+
+/// The header of a record's frame; `mark` is how much of the file is known to be durable.
+#[must_use]
+pub fn frame_header(record: &Record, seq: Seq, last: bool, mark: u64) -> [u8; FRAME_HEADER] {
+    let mut bytes = [0; FRAME_HEADER];
+    let flags = if record.compressed { FLAG_LZ4 } else { 0 } | if last { FLAG_LAST } else { 0 };
+    // Payload lengths fit 32 bits: encoding refuses larger ones.
+    let payload_len = record.payload.len() as u32;
+    bytes[0..4].copy_from_slice(&FRAME_MAGIC);
+    bytes[4] = KIND_ROWS;
+    bytes[5] = flags;
+    bytes[8..16].copy_from_slice(&record.table.0.to_le_bytes());
+    bytes[16..20].copy_from_slice(&record.schema_version.to_le_bytes());
+    bytes[20..24].copy_from_slice(&record.raw_len.to_le_bytes());
+    bytes[24..28].copy_from_slice(&payload_len.to_le_bytes());
+    bytes[28..32].copy_from_slice(&record.crc.to_le_bytes());
+    bytes[32..40].copy_from_slice(&seq.0.to_le_bytes());
+    bytes[40..48].copy_from_slice(&mark.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..52]);
+    bytes[52..56].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(word(bytes, at)) | (u64::from(word(bytes, at + 4)) << 32)
+}
+
+/// A frame's header, verified.
+#[derive(Debug, Clone, Copy)]
+struct FrameHeader {
+    flags: u8,
+    table: TableId,
+    schema_version: u32,
+    raw_len: u32,
+    payload_len: u32,
+    crc: u32,
+    seq: Seq,
+    mark: u64,
+}
+
+impl FrameHeader {
+    fn decode(bytes: &[u8]) -> Option<FrameHeader> {
+        let bytes = bytes.get(..FRAME_HEADER)?;
+        let known = bytes[..4] == FRAME_MAGIC && bytes[4] == KIND_ROWS;
+        if !known || crc32c::crc32c(&bytes[..52]) != word(bytes, 52) {
+            return None;
+        }
+        Some(FrameHeader {
+            flags: bytes[5],
+            table: TableId(long(bytes, 8)),
+            schema_version: word(bytes, 16),
+            raw_len: word(bytes, 20),
+            payload_len: word(bytes, 24),
+            crc: word(bytes, 28),
+            seq: Seq(long(bytes, 32)),
+            mark: long(bytes, 40),
+        })
+    }
+}
+
+/// How reading a file ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Every byte belongs to a whole group.
+    Clean,
+    /// What starts at this offset was never acknowledged and can be cut.
+    Torn {
+        /// The length to cut the file to; zero where not even the header is whole.
+        keep: u64,
+    },
+}
+
+/// Reads the groups of one log file, in chunks.
+pub struct FileReader {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    len: u64,
+    /// How much of the file is known to have been durable.
+    durable: u64,
+    /// Bytes read ahead, starting at file offset `base`.
+    chunk: Vec<u8>,
+    base: u64,
+    offset: u64,
+    header: Option<FileHeader>,
+    next: Seq,
+    end: Option<End>,
+    /// Where bytes did not verify and were read once more, in case the read itself failed.
+    second_look: Option<u64>,
+}
+
+impl FileReader {
+    /// Reads the header. `durable` is the length that the next file's header vouches for,
+    /// zero where there is none.
+    ///
+    /// # Errors
+    /// `corrupt` where the header does not verify in a file that was durable; I/O errors.
+    pub fn open(path: PathBuf, file: Box<dyn DiskFile>, durable: u64) -> Result<FileReader> {
+        let len = file.len().map_err(|error| read_error(&path, error))?;
+        let mut reader = FileReader {
+            path,
+            file,
+            len,
+            durable,
+            chunk: Vec::new(),
+            base: 0,
+            offset: FILE_HEADER as u64,
+            header: None,
+            next: Seq(0),
+            end: None,
+            second_look: None,
+        };
+        reader.read_header()?;
+        Ok(reader)
+    }
+
+    /// The file's header; `None` for a file that was never finished being made.
+    #[must_use]
+    pub fn header(&self) -> Option<FileHeader> {
+        self.header
+    }
+
+    /// How reading ended, once [`FileReader::next_group`] has given `None`.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// The length of the file as it is now.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file holds no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The sequence that the next record must have.
+    #[must_use]
+    pub fn next_seq(&self) -> Seq {
+        self.next
+    }
+
+    fn read_header(&mut self) -> Result<()> {
+        while self.header.is_none() && self.end.is_none() {
+            let mut bytes = [0; FILE_HEADER];
+            let count =
+                self.file.read_at(&mut bytes, 0).map_err(|error| read_error(&self.path, error))?;
+            let header =
+                if count == FILE_HEADER { FileHeader::decode(&self.path, &bytes)? } else { None };
+            match header {
+                Some(header) => {
+                    self.next = header.first;
+                    self.header = Some(header);
+                }
+                None => self.bad(0, 0, "its header does not verify")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole group, or `None` at the end.
+    ///
+    /// # Errors
+    /// `corrupt`, naming file and offset, for a damaged record; I/O errors.
+    pub fn next_group(&mut self) -> Result<Option<StoredGroup>> {
+        let mut group = StoredGroup::new();
+        let start = self.offset;
+        while self.end.is_none() {
+            if self.offset == self.len && group.is_empty() {
+                self.finish_clean()?;
+                break;
+            }
+            let Some((last, record)) = self.next_frame(start)? else { continue };
+            group.push(record);
+            if last {
+                return Ok(Some(group));
+            }
+        }
+        Ok(None)
+    }
+
+    fn finish_clean(&mut self) -> Result<()> {
+        if self.len < self.durable {
+            return Err(self.corrupt(
+                self.len,
+                &format!("the file ends here, but {} bytes were durable", self.durable),
+            ));
+        }
+        self.end = Some(End::Clean);
+        Ok(())
+    }
+
+    /// The frame at the current offset; `None` where none could be read.
+    fn next_frame(&mut self, group_start: u64) -> Result<Option<(bool, (Position, Record))>> {
+        let at = self.offset;
+        let Some(header) = FrameHeader::decode(self.window(at, FRAME_HEADER)?) else {
+            self.bad(at, group_start, "no frame starts here")?;
+            return Ok(None);
+        };
+        if header.seq != self.next {
+            let what = format!("sequence {} where {} belongs", header.seq, self.next);
+            self.bad(at, group_start, &what)?;
+            return Ok(None);
+        }
+        let payload_at = at + FRAME_HEADER as u64;
+        let stored = header.payload_len as usize;
+        if payload_at + stored as u64 > self.len {
+            self.bad(at, group_start, "its payload is cut off")?;
+            return Ok(None);
+        }
+        let payload = Bytes::copy_from_slice(self.window(payload_at, stored)?);
+        if crc32c::crc32c(&payload) != header.crc {
+            self.bad(at, group_start, "the checksum of its payload does not hold")?;
+            return Ok(None);
+        }
+        self.offset = payload_at + stored as u64;
+        self.next = Seq(header.seq.0 + 1);
+        let record = Record {
+            table: header.table,
+            schema_version: header.schema_version,
+            raw_len: header.raw_len,
+            compressed: header.flags & FLAG_LZ4 != 0,
+            crc: header.crc,
+            payload,
+        };
+        let epoch = self.header.map(|file| (file.partition, file.epoch)).unwrap_or_default();
+        let position = Position { partition: epoch.0, epoch: epoch.1, seq: header.seq };
+        Ok(Some((header.flags & FLAG_LAST != 0, (position, record))))
+    }
+
+    /// Up to `want` bytes from an offset; fewer only at the end of the file.
+    fn window(&mut self, offset: u64, want: usize) -> Result<&[u8]> {
+        let want = want.min(usize::try_from(self.len.saturating_sub(offset)).unwrap_or(want));
+        let end = offset + want as u64;
+        let have = self.base + self.chunk.len() as u64;
+        if offset < self.base || end > have {
+            let size = want.max(CHUNK);
+            self.chunk.resize(size, 0);
+            let count = self
+                .file
+                .read_at(&mut self.chunk, offset)
+                .map_err(|error| read_error(&self.path, error))?;
+            self.chunk.truncate(count);
+            self.base = offset;
+        }
+        // The difference is below the chunk's length.
+        let from = (offset - self.base) as usize;
+        let to = (from + want).min(self.chunk.len());
+        Ok(self.chunk.get(from..to).unwrap_or_default())
+    }
+
+    /// Decides about bytes at `at` that are no frame: after a second look, an error where
+    /// they were durable once, else the end of the file at `keep`.
+    fn bad(&mut self, at: u64, keep: u64, what: &str) -> Result<()> {
+        if self.second_look.replace(at) != Some(at) {
+            self.chunk.clear();
+            return Ok(());
+        }
+        if at < self.durable || self.vouched_behind(at)? {
+            return Err(self.corrupt(at, what));
+        }
+        self.end = Some(End::Torn { keep });
+        Ok(())
+    }
+
+    /// Whether a frame behind `at` says that the byte at `at` was durable when it was written.
+    fn vouched_behind(&mut self, at: u64) -> Result<bool> {
+        let mut offset = at + 1;
+        let finder = memchr::memmem::Finder::new(&FRAME_MAGIC);
+        while offset + FRAME_HEADER as u64 <= self.len {
+            let bytes = self.window(offset, CHUNK)?;
+            for found in finder.find_iter(bytes) {
+                if let Some(frame) = FrameHeader::decode(&bytes[found..])
+                    && frame.mark > at
+                    && frame.mark <= offset + found as u64
+                {
+                    return Ok(true);
+                }
+            }
+            // Neighbouring windows overlap by one header.
+            let step = bytes.len().saturating_sub(FRAME_HEADER - 1).max(1);
+            offset += step as u64;
+        }
+        Ok(false)
+    }
+
+    fn corrupt(&self, at: u64, what: &str) -> Error {
+        Error::new(
+            Code::Corrupt,
+            format!("log file {} at offset {at}: {what}", self.path.display()),
+        )
+        .with_hint(
+            "the record was stored and is damaged now: restore the file from a backup; the \
+             store does not open without it",
+        )
+    }
+}
+
+fn read_error(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format_args!("read log file {}", path.display()), error)
+}
