@@ -222,6 +222,9 @@ section! {
         min_segments: usize = 4,
         /// Size beyond which a segment is left alone.
         target_bytes: u64 = 128 * MIB,
+        /// Time without a new segment after which a time window is merged as far as the
+        /// target size allows.
+        quiet_ms: u64 = 600_000,
         /// Age at which files that nothing names any more are deleted.
         grace_ms: u64 = 60_000,
     }
