@@ -6,11 +6,16 @@
 //! Nothing in them is private: any Parquet reader opens one and sees plain columns with
 //! plain types; the index from series to rows is an extra that other readers pass over.
 
+pub mod encoding;
 pub mod index;
 pub mod read;
 pub mod runs;
+mod stats;
 pub mod store;
+pub mod write;
 
+pub use encoding::Encoding;
 pub use index::{SeriesIndex, TagFilter};
 pub use read::{Scan, SegmentReader};
 pub use store::{LocalSegments, SegmentBytes, SegmentStore, Upload};
+pub use write::{Origin, SegmentWriter, Target, flush};

@@ -1,0 +1,233 @@
+//! Merges small segments of a time window into one that is larger and better encoded.
+//!
+//! [`pick`] is pure: it looks at a version and names a job. Segments that follow one another
+//! in the log's order are merged when enough of about one size have gathered, so each row is
+//! rewritten about once per size class. A window that nothing was written to for a while is
+//! merged into as few segments as the target size allows, and thoroughly encoded even where
+//! there is but one. Only neighbours are ever merged: a row's newer versions are in later
+//! segments, and that must stay so.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use kymo_config::settings::Compaction as Settings;
+
+use crate::cancel::CancelToken;
+use crate::error::Result;
+use crate::ids::{Position, SegmentId, TimeRange};
+use crate::schema::{ColumnKind, TableDef};
+use crate::storage::memtable::union;
+use crate::storage::merge::{SortedSource, stream};
+use crate::storage::meta::SegmentMeta;
+use crate::storage::segment::write::{Target, check, clip};
+use crate::storage::segment::{Encoding, Origin, Scan, SegmentWriter};
+use crate::storage::sort::window_start;
+use crate::storage::version::{SegmentRef, Version};
+
+/// Segments are of one size class if they are within this factor of each other.
+const CLASS_FACTOR: u64 = 4;
+/// Segments below this size are all of the smallest class.
+const SMALLEST: u64 = 1 << 20;
+/// The most segments that are merged at once, each of which takes a batch of memory.
+const MAX_INPUTS: usize = 64;
+/// Rows of a batch while merging.
+const MERGE_ROWS: usize = 8192;
+
+/// Segments to merge.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The table.
+    pub table: Arc<TableDef>,
+    /// The start of the time window.
+    pub window: i64,
+    /// What to merge, oldest first; they hold the rows until the merge is done.
+    pub inputs: Vec<Arc<SegmentRef>>,
+    /// Whether the window holds nothing older than the inputs.
+    pub oldest: bool,
+}
+
+impl Job {
+    /// The names of the inputs, as the metadata edit wants them.
+    #[must_use]
+    pub fn input_ids(&self) -> Vec<SegmentId> {
+        self.inputs.iter().map(|input| input.meta().id).collect()
+    }
+
+    /// The size of the inputs.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|input| input.meta().bytes).sum()
+    }
+}
+
+/// The most useful merge of a table at the time `now_ns`; `None` where there is none.
+#[must_use]
+pub fn pick(version: &Version, settings: &Settings, now_ns: i64) -> Option<Job> {
+    if !settings.enabled {
+        return None;
+    }
+    let windows = windows(version);
+    let found = windows.iter().filter_map(|(window, segments)| {
+        let sizes: Vec<u64> = segments.iter().map(|segment| segment.meta().bytes).collect();
+        let range = by_size(&sizes, settings).or_else(|| {
+            is_quiet(segments, settings, now_ns).then(|| settle(segments, settings)).flatten()
+        })?;
+        Some(Job {
+            table: version.table.clone(),
+            window: *window,
+            oldest: range.start == 0,
+            inputs: segments[range].to_vec(),
+        })
+    });
+    // The most files per byte rewritten: that is what scans gain most from.
+    found.max_by(|a, b| {
+        let gain = |job: &Job| job.inputs.len() as f64 / job.bytes().max(1) as f64;
+        gain(a).total_cmp(&gain(b))
+    })
+}
+
+/// The segments of each window, oldest rows first. Left out is what is newer than rows that
+/// still wait for their flush: merging around them would change the order of writes.
+fn windows(version: &Version) -> Vec<(i64, Vec<Arc<SegmentRef>>)> {
+    let waiting: Option<Position> = version.frozen.iter().map(|frozen| frozen.span.first).min();
+    let mut windows: Vec<(i64, Vec<Arc<SegmentRef>>)> = Vec::new();
+    for segment in version.segments.iter() {
+        let meta = segment.meta();
+        if waiting.is_some_and(|first| meta.seq_range.1 >= first) {
+            continue;
+        }
+        let window = window_start(meta.time.first, version.table.options.window_ns);
+        match windows.iter_mut().find(|(known, _)| *known == window) {
+            Some((_, segments)) => segments.push(segment.clone()),
+            None => windows.push((window, vec![segment.clone()])),
+        }
+    }
+    windows
+}
+
+fn class(bytes: u64) -> u32 {
+    (bytes / SMALLEST).max(1).ilog(CLASS_FACTOR)
+}
+
+/// The first stretch of at least `min_segments` neighbours up to some class, smallest class
+/// first.
+fn by_size(sizes: &[u64], settings: &Settings) -> Option<std::ops::Range<usize>> {
+    let mut classes: Vec<u32> = sizes.iter().map(|size| class(*size)).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    classes.into_iter().find_map(|limit| {
+        let fits = |at: usize| sizes[at] < settings.target_bytes && class(sizes[at]) <= limit;
+        stretches(sizes, settings.target_bytes, fits)
+            .into_iter()
+            .find(|range| range.len() >= settings.min_segments.max(2))
+    })
+}
+
+/// Neighbours that fit, cut where they would exceed the target size together.
+fn stretches(
+    sizes: &[u64],
+    target: u64,
+    fits: impl Fn(usize) -> bool,
+) -> Vec<std::ops::Range<usize>> {
+    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut total = 0;
+    for at in (0..sizes.len()).filter(|at| fits(*at)) {
+        match found.last_mut() {
+            Some(last)
+                if last.end == at && total + sizes[at] <= target && last.len() < MAX_INPUTS =>
+            {
+                last.end += 1;
+                total += sizes[at];
+            }
+            _ => {
+                found.push(at..at + 1);
+                total = sizes[at];
+            }
+        }
+    }
+    found
+}
+
+/// Whether the newest segment of a window is old enough that no more are expected soon.
+fn is_quiet(segments: &[Arc<SegmentRef>], settings: &Settings, now_ns: i64) -> bool {
+    let newest = segments.iter().map(|segment| segment.meta().id.0.timestamp_ms()).max();
+    let now = u64::try_from(now_ns / 1_000_000).unwrap_or_default();
+    newest.is_some_and(|newest| newest.saturating_add(settings.quiet_ms) <= now)
+}
+
+/// What is left to do in a quiet window: merge neighbours up to the target size, and encode
+/// thoroughly what a flush wrote.
+fn settle(segments: &[Arc<SegmentRef>], settings: &Settings) -> Option<std::ops::Range<usize>> {
+    let sizes: Vec<u64> = segments.iter().map(|segment| segment.meta().bytes).collect();
+    let found = stretches(&sizes, settings.target_bytes, |at| {
+        sizes[at] < settings.target_bytes || segments[at].meta().level == 0
+    });
+    found.into_iter().find(|range| range.len() > 1 || segments[range.start].meta().level == 0)
+}
+
+/// Merges the inputs of a job into one segment, holding one batch of each in memory.
+/// `progress` is called with the number of rows written so far.
+///
+/// # Errors
+/// `corrupt` naming an input that does not verify, `disk_full` or `io_error` naming a file,
+/// `cancelled`.
+pub fn run(
+    job: &Job,
+    target: &Target,
+    cancel: &CancelToken,
+    progress: &mut dyn FnMut(u64),
+) -> Result<SegmentMeta> {
+    let columns = columns(job);
+    let mut sources: Vec<SortedSource> = Vec::with_capacity(job.inputs.len());
+    for input in &job.inputs {
+        check(cancel)?;
+        let reader = input.reader()?;
+        reader.verify()?;
+        sources.push(Box::new(reader.scan(&Scan::all(columns.clone(), MERGE_ROWS))?));
+    }
+    let schema = Arc::new(job.table.schema.clone());
+    let dedup = !job.table.options.append_only;
+    let merged = stream(sources, schema, columns.clone(), dedup, MERGE_ROWS);
+    let mut writer =
+        SegmentWriter::create(target, &job.table, job.window, columns, Encoding::Thorough)?;
+    let mut rows = 0;
+    for batch in merged {
+        check(cancel)?;
+        let batch = batch?;
+        rows += batch.num_rows() as u64;
+        writer.write(batch)?;
+        progress(rows);
+    }
+    writer.finish(origin(job))
+}
+
+/// The columns that any input has, in the table's order; all tags, since rows are sorted by
+/// them.
+fn columns(job: &Job) -> SchemaRef {
+    let has = |column: &crate::schema::Column| {
+        column.kind != ColumnKind::Field
+            || job
+                .inputs
+                .iter()
+                .any(|input| input.meta().columns.iter().any(|stats| stats.column == column.id))
+    };
+    let columns = job.table.schema.columns.iter().filter(|column| has(column));
+    Arc::new(Schema::new(columns.map(|column| column.arrow()).collect::<Vec<_>>()))
+}
+
+fn origin(job: &Job) -> Origin {
+    let metas = || job.inputs.iter().map(|input| input.meta());
+    let time: Option<TimeRange> =
+        metas().map(|meta| meta.time).reduce(|all, each| all.union(&each));
+    let late = metas().fold(None, |late, meta| union(late, meta.late));
+    // With nothing older in the window, there is nothing left to repeat.
+    let late = if job.oldest { None } else { late };
+    Origin {
+        positions: (
+            metas().map(|meta| meta.seq_range.0).min().unwrap_or_default(),
+            metas().map(|meta| meta.seq_range.1).max().unwrap_or_default(),
+        ),
+        level: metas().map(|meta| meta.level).max().unwrap_or_default().saturating_add(1),
+        late: late.zip(time).and_then(|(late, time)| clip(late, time)),
+    }
+}
