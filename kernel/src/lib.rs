@@ -20,6 +20,7 @@ pub mod observe;
 pub mod pools;
 pub mod port;
 pub mod schema;
+pub mod shutdown;
 pub mod simulate;
 pub mod storage;
 pub mod supervise;
