@@ -1,4 +1,1 @@
-//! What benches and comparisons share: generators of data that a seed repeats.
-
-pub mod load;
-pub mod tsbs;
+//! What benches share: data generators.

@@ -264,7 +264,7 @@ impl Pending {
 /// Nobody is forgotten: dropping it unanswered answers [`Code::Down`] (invariant S1).
 pub struct Reply<M: Message> {
     to: Option<oneshot::Sender<Result<M::Reply>>>,
-    permit: Permit,
+    pub(crate) permit: Permit,
     deadline: Option<Duration>,
 }
 

@@ -82,21 +82,22 @@ pub(crate) struct Birth {
 }
 
 /// Starts an incarnation and returns its address at once; the factory runs on its thread.
+/// `None` if that is this thread and the factory panicked, which the watch has reported.
 pub(crate) fn launch<A: Actor>(
     place: &Place,
     birth: Birth,
     factory: impl FnOnce() -> A + Send + 'static,
-) -> Address<A> {
+) -> Option<Address<A>> {
     let build = move |ctx: &mut actix::Context<Hosted<A>>| {
         let Birth { meta, pools, clock, watch } = birth;
         let mailbox = Mailbox(actix::AsyncContext::address(ctx).downgrade());
         let cx = Cx::new(Arc::clone(&meta), Poster::new(Arc::new(mailbox)), pools, clock);
         Hosted { actor: Box::new(factory()), cx, meta, watch }
     };
-    Address(match place {
-        Place::Arbiter(arbiter) => Hosted::start_in_arbiter(arbiter, build),
-        Place::Here => Hosted::create(build),
-    })
+    match place {
+        Place::Arbiter(arbiter) => Some(Address(Hosted::start_in_arbiter(arbiter, build))),
+        Place::Here => catch_unwind(AssertUnwindSafe(|| Address(Hosted::create(build)))).ok(),
+    }
 }
 
 /// Our actor in the shape that actix runs.

@@ -440,3 +440,6 @@ impl<T> Drop for Task<T> {
 fn panicked(name: &str, text: &str) -> Error {
     Error::internal(format!("{name} panicked: {text}")).with_hint("this is a defect; report it")
 }
+
+#[cfg(test)]
+mod tests;

@@ -447,3 +447,6 @@ async fn supervise(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,9 +106,9 @@ impl<A: Actor> Child for Core<A> {
         let factory = Arc::clone(&self.factory);
         let address = launch(&self.place, birth, move || (factory.lock())());
         for (_, bind) in &bound.ports {
-            bind(Some(&address));
+            bind(address.as_ref());
         }
-        bound.address = Some(address);
+        bound.address = address;
     }
 
     fn unbind(&self) {
