@@ -1,0 +1,145 @@
+//! Deleting segment files: only what neither the metadata nor a living version names (M2).
+//!
+//! A segment that was merged away or dropped arrives here when its last reader is gone. It
+//! waits for the grace period and is deleted after one more look at the head of the metadata.
+//! Files that never came to be named (a flush or merge that was interrupted) are removed when
+//! the store is opened, when no reader and no writer exists yet.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::storage::meta::{SegmentMeta, Snapshot};
+use crate::storage::version::SegmentFiles;
+
+/// The folder below the store's root that holds segments.
+const DATA: &str = "data";
+
+/// Segments on their way out.
+pub struct Garbage {
+    grace: Duration,
+    waiting: Mutex<Vec<(Duration, Arc<SegmentMeta>)>>,
+}
+
+impl Garbage {
+    /// A collector that deletes after a grace period.
+    #[must_use]
+    pub fn new(grace: Duration) -> Self {
+        Garbage { grace, waiting: Mutex::default() }
+    }
+
+    /// How many files wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.lock().is_empty()
+    }
+
+    /// Deletes what has waited long enough; returns how many files went.
+    ///
+    /// # Errors
+    /// I/O errors; what is left is tried again with the next call.
+    pub fn collect(
+        &self,
+        env: &Env,
+        files: &SegmentFiles,
+        head: impl Fn() -> Arc<Snapshot>,
+    ) -> Result<usize> {
+        let now = env.clock.monotonic();
+        let mut waiting = self.waiting.lock();
+        waiting.extend(files.graveyard.take().into_iter().map(|segment| (now, segment)));
+        let (due, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut *waiting)
+            .into_iter()
+            .partition(|(since, _)| now.saturating_sub(*since) >= self.grace);
+        *waiting = kept;
+        let head = head();
+        let mut deleted = 0;
+        let mut failed = None;
+        for (since, segment) in due {
+            if is_named(&head, &segment) {
+                continue;
+            }
+            match files.store.delete(&segment.path) {
+                Ok(()) => deleted += 1,
+                Err(error) => {
+                    waiting.push((since, segment));
+                    failed = Some(error);
+                }
+            }
+        }
+        failed.map_or(Ok(deleted), Err)
+    }
+}
+
+fn is_named(head: &Snapshot, segment: &SegmentMeta) -> bool {
+    head.table_by_id(segment.table).is_some_and(|table| table.segments.contains_key(&segment.id))
+}
+
+/// Removes every file below the data folder that the metadata does not name, and folders that
+/// become empty. Only for a store that nobody uses yet.
+///
+/// # Errors
+/// I/O errors of listing; a file that cannot be removed is left and logged.
+pub fn sweep(env: &Env, root: &Path, head: &Snapshot) -> Result<usize> {
+    let named: HashSet<&str> = head
+        .tables
+        .values()
+        .flat_map(|table| table.segments.values())
+        .map(|segment| segment.path.as_str())
+        .collect();
+    let folder = root.join(DATA);
+    let exists = env.disk.exists(&folder).map_err(|error| list_error(&folder, error))?;
+    if !exists {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    sweep_folder(env, &folder, DATA, &named, &mut removed)?;
+    if removed > 0 {
+        tracing::info!(files = removed, "files of interrupted flushes and merges removed");
+    }
+    Ok(removed)
+}
+
+/// Returns whether the folder is empty now.
+fn sweep_folder(
+    env: &Env,
+    folder: &Path,
+    key: &str,
+    named: &HashSet<&str>,
+    removed: &mut usize,
+) -> Result<bool> {
+    let mut left = 0;
+    for entry in env.disk.list(folder).map_err(|error| list_error(folder, error))? {
+        let (path, key) = (folder.join(&entry.name), format!("{key}/{}", entry.name));
+        let gone = if entry.is_dir {
+            sweep_folder(env, &path, &key, named, removed)? && env.disk.remove_dir(&path).is_ok()
+        } else if named.contains(key.as_str()) {
+            false
+        } else {
+            let outcome = env.disk.remove(&path);
+            match &outcome {
+                Ok(()) => *removed += 1,
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "file could not be removed");
+                }
+            }
+            outcome.is_ok()
+        };
+        left += usize::from(!gone);
+    }
+    Ok(left == 0)
+}
+
+fn list_error(folder: &Path, error: std::io::Error) -> Error {
+    Error::io(format_args!("list folder {}", folder.display()), error)
+}

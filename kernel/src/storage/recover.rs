@@ -1,0 +1,271 @@
+//! Opening a store: what is on disk becomes tables in memory.
+//!
+//! The order matters. The lock comes first, so that nobody else writes. The metadata says which
+//! tables exist and up to which position their rows are in segments. A new epoch is committed
+//! before the log is read: from then on an earlier owner that still runs is refused. The log is
+//! replayed as older than anything written from now on; whenever its rows take more memory than
+//! `journal.replay_bytes`, the largest table is flushed. Only then does a new log file begin.
+//! Last, segment files that nothing names (of flushes and merges that did not come to their
+//! commit) are removed.
+//!
+//! Opening twice gives the same store: nothing is changed before it can be repeated.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kymo_config::Settings;
+use uuid::Uuid;
+
+use crate::cancel::CancelToken;
+use crate::env::Env;
+use crate::error::{Code, Error, Result};
+use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
+use crate::storage::committer::Committer;
+use crate::storage::journal::local::LocalLog;
+use crate::storage::journal::{Drive, Limits};
+use crate::storage::log::{DurableLog, Record};
+use crate::storage::meta::{Assignment, Author, NodeMeta, Op, Snapshot};
+use crate::storage::metalog::{LocalMetaLog, MetaLog};
+use crate::storage::poison::Poison;
+use crate::storage::segment::LocalSegments;
+use crate::storage::segment::write::{Target, flush};
+use crate::storage::version::{Graveyard, SegmentFiles, TableState};
+use crate::storage::{Store, Tables, collect, trim_log};
+
+/// How far opening is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Records of the log that were looked at.
+    pub records: u64,
+    /// Rows that were put into memory.
+    pub rows: u64,
+    /// Flushes that made room for more.
+    pub flushes: u64,
+}
+
+/// Records between two reports of progress.
+const REPORT_EVERY: u64 = 10_000;
+
+pub(super) fn open(
+    env: Env,
+    root: PathBuf,
+    settings: &Settings,
+    drive: Drive,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Arc<Store>> {
+    let began = env.clock.monotonic();
+    let lock = lock(&env, &root)?;
+    let poison = Poison::default();
+    let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
+    let head = meta.head()?;
+    let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
+    let files = SegmentFiles {
+        store: Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
+        graveyard: Arc::new(Graveyard::default()),
+    };
+    let tables = Arc::new(Tables::new(files.clone()));
+    let log = LocalLog::new(env.clone(), root.join("wal"), limits(settings), drive, poison.clone());
+    let log_files = log.files(PartitionId::ONLY);
+    let observer = {
+        let (env, tables, log_files) = (env.clone(), tables.clone(), log_files.clone());
+        Box::new(move |before: &Snapshot, after: &Arc<Snapshot>| {
+            tables.follow(before, after);
+            trim_log(&env, &log_files, after);
+        })
+    };
+    let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
+    let committer = Committer::start(
+        env.clone(),
+        Box::new(meta),
+        head.clone(),
+        author,
+        poison.clone(),
+        observer,
+        drive,
+    )?;
+    let target =
+        Target { store: files.store.clone(), env: env.clone(), settings: settings.segment.clone() };
+    announce(&committer, &env, settings, epoch)?;
+    let mut replay = Replay::new(&committer, &target, &files, &head, settings);
+    replay.run(&log, progress)?;
+    let (states, done) = replay.finish();
+    states.into_iter().for_each(|state| tables.unclaim(state));
+    let journal = log.open_journal(PartitionId::ONLY, epoch)?;
+    collect::sweep(&env, &root, &committer.head())?;
+    trim_log(&env, &log_files, &committer.head());
+    tracing::info!(
+        folder = %root.display(),
+        version = committer.head().version.0,
+        epoch = epoch.0,
+        tables = head.tables.len(),
+        records = done.records,
+        rows = done.rows,
+        flushes = done.flushes,
+        ms = env.clock.monotonic().saturating_sub(began).as_millis(),
+        "store opened"
+    );
+    let garbage = collect::Garbage::new(Duration::from_millis(settings.compaction.grace_ms));
+    Ok(Arc::new(Store {
+        env,
+        root,
+        committer,
+        journal,
+        log_files,
+        tables,
+        target,
+        poison,
+        epoch,
+        garbage,
+        _lock: lock,
+    }))
+}
+
+fn lock(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send + Sync>> {
+    env.disk
+        .create_dir_all(root)
+        .map_err(|error| Error::io(format_args!("create folder {}", root.display()), error))?;
+    env.disk.lock(&root.join("LOCK")).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::WouldBlock {
+            return Error::new(
+                Code::Locked,
+                format!("data folder {} is in use by another process", root.display()),
+            )
+            .with_hint("stop the other server, or choose another folder with --data-dir");
+        }
+        Error::io(format_args!("lock folder {}", root.display()), error)
+    })
+}
+
+fn limits(settings: &Settings) -> Limits {
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    Limits {
+        file_bytes: settings.journal.file_bytes,
+        queue_bytes: bytes(settings.journal.queue_bytes),
+        max_record_bytes: bytes(settings.journal.max_record_bytes),
+        period: Duration::from_millis(settings.journal.periodic_ms),
+    }
+}
+
+/// Takes the partition and says who we are.
+fn announce(committer: &Committer, env: &Env, settings: &Settings, epoch: Epoch) -> Result<()> {
+    let mut instance = [0; 16];
+    env.random.fill(&mut instance);
+    let assignment =
+        Assignment { node: settings.node.id.clone(), epoch, slots: (Slot(0), Slot(SLOTS - 1)) };
+    let node = NodeMeta {
+        id: settings.node.id.clone(),
+        instance: uuid::Builder::from_random_bytes(instance).into_uuid(),
+        roles: settings.node.roles.clone(),
+    };
+    debug_assert_ne!(node.instance, Uuid::nil());
+    commit(
+        committer,
+        vec![Op::Assign { partition: PartitionId::ONLY, assignment }, Op::Node { node }],
+    )
+}
+
+fn commit(committer: &Committer, ops: Vec<Op>) -> Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    committer.propose(
+        ops,
+        Box::new(move |outcome| {
+            if sender.send(outcome).is_err() {
+                tracing::debug!("nobody waits for a metadata edit");
+            }
+        }),
+    );
+    let ended = || Error::new(Code::Down, "the metadata committer ended without an answer");
+    receiver.recv().unwrap_or_else(|_| Err(ended())).map(|_| ())
+}
+
+/// The log on its way into tables.
+struct Replay<'a> {
+    committer: &'a Committer,
+    target: &'a Target,
+    states: BTreeMap<TableId, TableState>,
+    bytes: usize,
+    limit: usize,
+    done: Progress,
+}
+
+impl<'a> Replay<'a> {
+    fn new(
+        committer: &'a Committer,
+        target: &'a Target,
+        files: &SegmentFiles,
+        head: &Snapshot,
+        settings: &Settings,
+    ) -> Self {
+        let open = |table: &Arc<crate::storage::meta::TableMeta>| {
+            let start = table.flushed_upto(PartitionId::ONLY);
+            let segments = table.segments.values().cloned();
+            TableState::open(table.def.clone(), segments, start, files.clone())
+        };
+        Replay {
+            committer,
+            target,
+            states: head.tables.iter().map(|(id, table)| (*id, open(table))).collect(),
+            bytes: 0,
+            limit: usize::try_from(settings.journal.replay_bytes).unwrap_or(usize::MAX),
+            done: Progress::default(),
+        }
+    }
+
+    fn run(&mut self, log: &LocalLog, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        for group in log.read(PartitionId::ONLY, Position::default())? {
+            for (position, record) in group? {
+                self.apply(position, &record)?;
+                if self.done.records % REPORT_EVERY == 0 {
+                    progress(self.done);
+                }
+            }
+        }
+        progress(self.done);
+        Ok(())
+    }
+
+    /// Rows of tables that were dropped, and rows that are in segments, are passed over.
+    fn apply(&mut self, position: Position, record: &Record) -> Result<()> {
+        self.done.records += 1;
+        let Some(state) = self.states.get_mut(&record.table) else { return Ok(()) };
+        // A table's watermark starts at what is flushed and then follows what was applied.
+        if position <= state.watermark() {
+            return Ok(());
+        }
+        let batch = record.decode()?;
+        self.done.rows += batch.num_rows() as u64;
+        let before = state.hot_bytes();
+        state.append(position, batch)?;
+        self.bytes = (self.bytes + state.hot_bytes()).saturating_sub(before);
+        while self.bytes > self.limit && self.flush_largest()? {}
+        Ok(())
+    }
+
+    /// Makes room; false where there is nothing to flush.
+    fn flush_largest(&mut self) -> Result<bool> {
+        let largest = self.states.values_mut().max_by_key(|state| state.hot_bytes());
+        let Some(state) = largest else { return Ok(false) };
+        let bytes = state.hot_bytes();
+        let Some(frozen) = state.freeze() else { return Ok(false) };
+        let table = state.table().clone();
+        let segments = flush(self.target, &table, &frozen, &CancelToken::default())?;
+        let op = Op::AddSegments {
+            table: table.id,
+            segments: segments.clone(),
+            flushed_upto: frozen.span.last,
+        };
+        commit(self.committer, vec![op])?;
+        state.flushed(&frozen, segments.into_iter().map(Arc::new))?;
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.done.flushes += 1;
+        Ok(true)
+    }
+
+    fn finish(self) -> (Vec<TableState>, Progress) {
+        let states: Vec<TableState> = self.states.into_values().collect();
+        states.iter().for_each(TableState::publish);
+        (states, self.done)
+    }
+}
