@@ -1,1 +1,4 @@
-//! What benches share: data generators.
+//! What benches and comparisons share: generators of data that a seed repeats.
+
+pub mod load;
+pub mod tsbs;

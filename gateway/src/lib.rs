@@ -1,6 +1,7 @@
 //! The edge: HTTP, the PostgreSQL wire protocol, authentication and the command line.
 
 pub mod auth;
+pub mod cli;
 pub mod columns;
 pub mod error;
 pub mod limits;

@@ -1,3 +1,7 @@
-//! The `kymo` binary.
+//! The `kymo` binary: the command line decides, the library works.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kymo::cli::run()
+}

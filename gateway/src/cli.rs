@@ -1,0 +1,85 @@
+//! The command line: one file a command, one way to say what went wrong.
+//!
+//! `start` and `demo` run a server in this process. The others talk to one over HTTP by
+//! [`client`], which finds address and credentials in flags, in the environment, or where
+//! the last `kymo start` or `kymo demo` on this machine left them ([`credentials`]).
+
+mod client;
+pub mod credentials;
+mod ingest;
+mod query;
+mod repl;
+mod status;
+mod stopwatch;
+mod table;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kymo_kernel::{Code, Error, Result};
+
+/// A time-series database in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "kymo", version, about, disable_help_subcommand = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run SQL and print the rows
+    Query(query::Arguments),
+    /// Type SQL, see rows
+    Repl(repl::Arguments),
+    /// Send a file of line protocol or CSV
+    Ingest(ingest::Arguments),
+    /// Show what a server is doing
+    Status(status::Arguments),
+}
+
+/// Runs the command of this process's arguments; returns its exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let outcome = match CommandLine::parse().command {
+        Command::Query(arguments) => query::run(&arguments),
+        Command::Repl(arguments) => repl::run(&arguments),
+        Command::Ingest(arguments) => ingest::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The message, and the way out where one is known.
+fn complain(error: &Error) {
+    eprintln!("error: {error}");
+    if let Some(hint) = error.hint() {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Prints to standard output. A reader that has gone, as in `kymo query … | head`, ends the
+/// process quietly as it does for other tools.
+///
+/// # Errors
+/// Standard output cannot be written for another reason.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::io("write to standard output", error)),
+    }
+}
+
+/// A mistake in how a command was called.
+fn misuse(message: impl Into<String>, hint: impl Into<String>) -> Error {
+    Error::new(Code::InvalidInput, message).with_hint(hint)
+}

@@ -1,0 +1,163 @@
+//! The command line against a running server: what people type, and what they see.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use kymo_tests::{ADMIN, Options, PASSWORD, Server, server};
+
+fn kymo(server: &Server, arguments: &[&str]) -> Command {
+    let mut command = Command::new(server::binary());
+    command
+        .args(arguments)
+        .env("KYMO_URL", server.url(""))
+        .env("KYMO_USER", ADMIN)
+        .env("KYMO_PASSWORD", PASSWORD)
+        .env_remove("KYMO_TOKEN")
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .env("XDG_DATA_HOME", "/nonexistent");
+    command
+}
+
+fn run(command: &mut Command, input: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that refuses its arguments does not read.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+fn succeeds(command: &mut Command, input: &str) -> String {
+    let output = run(command, input);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fails(command: &mut Command, input: &str) -> String {
+    let output = run(command, input);
+    assert_eq!(output.status.code(), Some(1), "{command:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn line_protocol_goes_in_and_rows_come_out_in_every_format() {
+    let server = Server::start(Options::new());
+    let lines = "# two rows\nm,t=a v=1i,s=\"x\ny\" 1000000000\nm,t=b v=2i 2000000000\n";
+    let said = succeeds(&mut kymo(&server, &["ingest", "-", "--precision", "ns"]), lines);
+    assert!(said.starts_with("2 rows in "), "{said}");
+
+    let sql = "SELECT t, v, s FROM m ORDER BY t";
+    let table = succeeds(&mut kymo(&server, &["query", sql]), "");
+    assert!(table.contains("| t | v | s") && table.contains("(2 rows)"), "{table}");
+    let csv = succeeds(&mut kymo(&server, &["query", sql, "--format", "csv"]), "");
+    assert_eq!(csv, "t,v,s\na,1,\"x\ny\"\nb,2,\n");
+    let json = succeeds(&mut kymo(&server, &["query", sql, "--format", "json"]), "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[0]["s"], "x\ny");
+    let jsonl = succeeds(&mut kymo(&server, &["query", sql, "--format", "jsonl"]), "");
+    assert_eq!(jsonl.lines().count(), 2, "{jsonl}");
+    let piped = succeeds(&mut kymo(&server, &["query"]), "SELECT count(*) AS n FROM m");
+    assert!(piped.contains("| 2 |"), "{piped}");
+}
+
+#[test]
+fn csv_types_come_from_the_whole_file_and_bad_lines_are_named() {
+    let server = Server::start(Options::new());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rooms.csv");
+    std::fs::write(
+        &path,
+        "time,room,temp,note\n2026-01-01T00:00:00Z,a b,1,\n2026-01-01T00:00:01Z,c,2.5,hot\n",
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    let said = succeeds(&mut kymo(&server, &["ingest", path, "--tags", "room"]), "");
+    assert!(said.starts_with("2 rows in "), "{said}");
+    let sql = "SELECT room, temp, note FROM rooms ORDER BY time";
+    let csv = succeeds(&mut kymo(&server, &["query", sql, "--format", "csv"]), "");
+    assert_eq!(csv, "room,temp,note\na b,1.0,\nc,2.5,hot\n");
+
+    let said = fails(&mut kymo(&server, &["ingest", path, "--time", "when"]), "");
+    assert!(said.contains("there is no column \"when\""), "{said}");
+    assert!(said.contains("hint: ") && said.contains("time, room, temp, note"), "{said}");
+
+    let lines = "m v=1i 1\nm v=oops 2\nm v=3i 3\n";
+    let said = fails(&mut kymo(&server, &["ingest", "-", "--precision", "ns"]), lines);
+    assert!(said.contains("1 rows were not taken") && said.contains("line 2:"), "{said}");
+    let json = succeeds(&mut kymo(&server, &["query", "SELECT v FROM m", "-f", "jsonl"]), "");
+    assert_eq!(json.lines().count(), 2, "{json}");
+}
+
+#[test]
+fn samples_are_generated_at_a_rate() {
+    let server = Server::start(Options::new());
+    let arguments = ["ingest", "--generate-sample", "--rate", "2000/s", "--duration", "500ms"];
+    let said = succeeds(&mut kymo(&server, &arguments), "");
+    assert!(said.starts_with("1,000 rows in "), "{said}");
+    let json = succeeds(
+        &mut kymo(&server, &["query", "SELECT count(*) AS n FROM sample", "-f", "json"]),
+        "",
+    );
+    assert_eq!(json.trim(), r#"[{"n":1000}]"#);
+}
+
+#[test]
+fn mistakes_are_told_with_a_way_out() {
+    let server = Server::start(Options::new());
+    let said = fails(&mut kymo(&server, &["query", "SELECT * FROM nowhere"]), "");
+    assert!(said.starts_with("error: ") && said.contains("nowhere"), "{said}");
+    let said = fails(kymo(&server, &["query", "SELECT 1"]).env("KYMO_PASSWORD", "wrong"), "");
+    assert!(said.contains("hint: ") && said.contains("--token"), "{said}");
+    let said = fails(kymo(&server, &["query", "SELECT 1"]).env("KYMO_URL", "127.0.0.1:9"), "");
+    assert!(said.contains("no server answers at http://127.0.0.1:9"), "{said}");
+    assert!(said.contains("kymo start"), "{said}");
+}
+
+#[test]
+fn the_repl_takes_a_script() {
+    let server = Server::start(Options::new());
+    let script = "CREATE TABLE notes (time TIMESTAMP TIME INDEX, host TEXT TAG, v DOUBLE);\n\\dt\n\
+                  SELECT 1 AS one,\n 2 AS two;\n\\q\nSELECT 3;\n";
+    let said = succeeds(&mut kymo(&server, &["repl"]), script);
+    assert!(said.contains("notes"), "{said}");
+    assert!(said.contains("| 1   | 2   |") && !said.contains('3'), "{said}");
+}
+
+#[test]
+fn status_shows_tables() {
+    let server = Server::start(Options::new());
+    succeeds(&mut kymo(&server, &["ingest", "-", "--precision", "ns"]), "weather v=1i 1\n");
+    let said = succeeds(&mut kymo(&server, &["status"]), "");
+    assert!(said.contains("weather"), "{said}");
+    let json = succeeds(&mut kymo(&server, &["status", "--json"]), "");
+    assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap().is_object());
+}
+
+#[test]
+fn settings_are_printed_and_refused_before_anything_starts() {
+    let binary = server::binary();
+    let output = Command::new(&binary)
+        .args(["start", "--print-config", "--http-port", "9"])
+        .env("KYMO__AUTH__ADMIN_PASSWORD", "hush")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.contains("http_port = 9"), "{said}");
+    assert!(said.contains("[redacted]") && !said.contains("hush"), "{said}");
+
+    let output = Command::new(&binary)
+        .args(["start", "--durability", "never", "--no-auth", "--http-host", "0.0.0.0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    for part in ["2 problems", "flag --durability", "every_write", "flag --http-host"] {
+        assert!(said.contains(part), "{part} is missing in {said}");
+    }
+}
