@@ -23,6 +23,15 @@ pub fn status(code: Code) -> StatusCode {
         | Code::DivisionByZero
         | Code::InvalidParameter
         | Code::Unsupported
+        | Code::AmbiguousColumn
+        | Code::Grouping
+        | Code::TransactionFailed
+        | Code::NoTransaction
+        | Code::CursorNotFound
+        | Code::StatementNotFound
+        | Code::StatementExists
+        | Code::InvalidEncoding
+        | Code::Protocol
         | Code::Settings => StatusCode::BAD_REQUEST,
         Code::NotAuthenticated => StatusCode::UNAUTHORIZED,
         Code::NotAuthorized => StatusCode::FORBIDDEN,
@@ -65,6 +74,15 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::DivisionByZero => "22012",
         Code::InvalidParameter => "42P02",
         Code::Unsupported => "0A000",
+        Code::AmbiguousColumn => "42702",
+        Code::Grouping => "42803",
+        Code::TransactionFailed => "25P02",
+        Code::NoTransaction => "25P01",
+        Code::CursorNotFound => "34000",
+        Code::StatementNotFound => "26000",
+        Code::StatementExists => "42P05",
+        Code::InvalidEncoding => "22021",
+        Code::Protocol => "08P01",
         Code::NotAuthenticated => "28P01",
         Code::NotAuthorized => "42501",
         Code::TooLarge => "54000",

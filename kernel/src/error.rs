@@ -68,6 +68,14 @@ codes! {
     NoTransaction = "no_transaction",
     /// A named cursor does not exist.
     CursorNotFound = "cursor_not_found",
+    /// A named prepared statement does not exist.
+    StatementNotFound = "statement_not_found",
+    /// The prepared statement to create exists.
+    StatementExists = "statement_exists",
+    /// Bytes that are not valid in the text encoding they claim.
+    InvalidEncoding = "invalid_encoding",
+    /// A message that the wire protocol does not allow here.
+    Protocol = "protocol_violation",
     /// Credentials are missing or wrong.
     NotAuthenticated = "not_authenticated",
     /// Known, but not allowed.
