@@ -6,4 +6,5 @@ pub mod columns;
 pub mod error;
 pub mod limits;
 pub mod line_protocol;
+pub mod pgwire;
 pub mod tls;
