@@ -311,8 +311,8 @@ impl SegmentWriter {
             writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         let footer: ParquetMetaData = writer.finish().map_err(failed)?;
-        let sink = writer.into_inner().map_err(failed)?;
-        let (size, checksum) = sink.publish(&path)?;
+        // Finishing flushed everything down to the sink.
+        let (size, checksum) = writer.inner_mut().publish(&path)?;
         Ok(SegmentMeta {
             id: self.id,
             table: self.table.id,
@@ -346,19 +346,22 @@ fn write_failed(path: &str, error: ParquetError) -> Error {
 
 /// Counts and checks what goes to the store.
 struct Sink {
-    upload: BufWriter<Box<dyn Upload>>,
+    /// `None` once published.
+    upload: Option<BufWriter<Box<dyn Upload>>>,
     bytes: u64,
     checksum: u32,
 }
 
 impl Sink {
     fn new(upload: Box<dyn Upload>) -> Self {
-        Sink { upload: BufWriter::with_capacity(BUFFER, upload), bytes: 0, checksum: 0 }
+        let upload = Some(BufWriter::with_capacity(BUFFER, upload));
+        Sink { upload, bytes: 0, checksum: 0 }
     }
 
-    fn publish(self, path: &str) -> Result<(u64, u32)> {
-        let upload = self
-            .upload
+    fn publish(&mut self, path: &str) -> Result<(u64, u32)> {
+        let upload = self.upload.take();
+        let upload = upload.ok_or_else(|| Error::internal("a segment was published twice"))?;
+        let upload = upload
             .into_inner()
             .map_err(|error| Error::io(format_args!("write segment {path}"), error.into_error()))?;
         upload.publish()?;
@@ -368,7 +371,8 @@ impl Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.upload.write_all(bytes)?;
+        let upload = self.upload.as_mut();
+        upload.ok_or_else(|| io::Error::other("the segment is published"))?.write_all(bytes)?;
         self.bytes += bytes.len() as u64;
         self.checksum = crc32c::crc32c_append(self.checksum, bytes);
         Ok(bytes.len())
