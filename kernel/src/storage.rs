@@ -60,6 +60,8 @@ pub mod memtable;
 pub mod merge;
 pub mod meta;
 pub mod metalog;
+#[cfg(test)]
+mod model;
 pub mod overlap;
 pub mod poison;
 pub mod recover;

@@ -355,3 +355,99 @@ impl Iterator for MergeStream {
 pub(crate) fn is_tag(field: &FieldRef) -> bool {
     ColumnKind::of(field) == ColumnKind::Tag
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::model::{Row, Rows, expected, read, row, rows, table};
+    use crate::storage::sort::sort_rows;
+
+    fn sorted(writes: &[Rows], dedup: bool, batch_rows: usize) -> SortedSource {
+        let schema = Arc::new(table(false).schema);
+        let batches = writes.iter().map(Rows::batch).collect();
+        Box::new(Arc::new(sort_rows(schema, batches, dedup).unwrap()).all_columns(batch_rows))
+    }
+
+    fn merged(sources: Vec<SortedSource>, dedup: bool, batch_rows: usize) -> Vec<Row> {
+        let schema = Arc::new(table(false).schema);
+        let output = schema.arrow();
+        let batches = stream(sources, schema, output, dedup, batch_rows).map(|batch| {
+            let batch = batch.unwrap();
+            assert!(batch.num_rows() <= batch_rows);
+            batch
+        });
+        batches.flat_map(|batch| read(&batch)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn merging_agrees_with_a_map(
+            sources in proptest::collection::vec(
+                proptest::collection::vec(rows(), 0..3), 0..5),
+            dedup: bool,
+            in_rows in 1..9usize,
+            out_rows in 1..20usize,
+        ) {
+            let streams = sources.iter().map(|each| sorted(each, dedup, in_rows)).collect();
+            let writes: Vec<Rows> = sources.concat();
+            prop_assert_eq!(merged(streams, dedup, out_rows), expected(&writes, !dedup));
+        }
+
+        #[test]
+        fn long_series_merge_in_ranges_and_in_turns(
+            times in proptest::collection::vec((0..3usize, 0..400i64), 0..300),
+            sample in row(),
+            out_rows in 1..100usize,
+        ) {
+            let mut writes = vec![Rows { rows: Vec::new(), columns: 0xff }; 3];
+            for (int, (source, time)) in (0..).zip(&times) {
+                let row = Row { time: *time, int: Some(int), ..sample.clone() };
+                writes[*source].rows.push(row);
+            }
+            let streams = writes.iter().map(|each| sorted(std::slice::from_ref(each), true, 64));
+            let streams = streams.collect();
+            prop_assert_eq!(merged(streams, true, out_rows), expected(&writes, false));
+        }
+    }
+
+    #[test]
+    fn the_columns_asked_for_come_out_although_others_decide() {
+        let old = Rows {
+            rows: vec![Row {
+                a: Some("x".into()),
+                b: None,
+                time: 1,
+                float: Some(1.0),
+                int: Some(1),
+                text: None,
+            }],
+            columns: 0xff,
+        };
+        let mut new = old.clone();
+        new.rows[0].float = None;
+        new.rows[0].int = Some(2);
+        let schema = Arc::new(table(false).schema);
+        let output: SchemaRef = Arc::new(schema.arrow().project(&[2, 4]).unwrap());
+        let streams = vec![sorted(&[old], true, 10), sorted(&[new], true, 10)];
+        let batches: Vec<RecordBatch> =
+            stream(streams, schema, output.clone(), true, 10).map(Result::unwrap).collect();
+        assert_eq!(batches.len(), 1);
+        assert_eq!(batches[0].schema(), output);
+        assert_eq!(batches[0].num_rows(), 1);
+        let column = |at: usize| batches[0].column(at);
+        assert_eq!(column(0).as_primitive::<arrow::datatypes::Float64Type>().value(0), 1.0);
+        assert_eq!(column(1).as_primitive::<arrow::datatypes::Int64Type>().value(0), 2);
+    }
+
+    #[test]
+    fn an_error_of_a_source_ends_the_merge() {
+        let failing: SortedSource = Box::new(std::iter::once(Err(Error::internal("broken"))));
+        let schema = Arc::new(table(false).schema);
+        let output = schema.arrow();
+        let mut merged = stream(vec![failing], schema, output, true, 10);
+        assert!(merged.next().unwrap().is_err());
+        assert!(merged.next().is_none());
+    }
+}

@@ -324,3 +324,58 @@ fn rank_texts(values: &ArrayRef) -> Result<(ArrayRef, Vec<u32>)> {
         .map_err(|error| Error::internal(format!("sort a dictionary: {error}")))?;
     Ok((ascending, ranks))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::model::{Row, WINDOW, expected, read, rows, table};
+
+    fn collect(sorted: SortedRows, batch_rows: usize) -> Vec<Row> {
+        let batches = Arc::new(sorted).all_columns(batch_rows);
+        batches.flat_map(|batch| read(&batch.unwrap())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn sorting_agrees_with_a_map(
+            writes in proptest::collection::vec(rows(), 0..6),
+            dedup: bool,
+            batch_rows in 1..20usize,
+        ) {
+            let schema = Arc::new(table(false).schema);
+            let batches = writes.iter().map(|each| each.batch()).collect();
+            let sorted = sort_rows(schema, batches, dedup).unwrap();
+            prop_assert_eq!(collect(sorted, batch_rows), expected(&writes, !dedup));
+        }
+
+        #[test]
+        fn windows_hold_their_own_times_and_together_everything(
+            writes in proptest::collection::vec(rows(), 0..6),
+            dedup: bool,
+        ) {
+            let schema = Arc::new(table(false).schema);
+            let batches = writes.iter().map(|each| each.batch()).collect();
+            let mut all = Vec::new();
+            for (start, sorted) in sort_windows(schema, batches, dedup, WINDOW).unwrap() {
+                let (range, rows) = (sorted.time(), collect(sorted, 5));
+                let times = || rows.iter().map(|row| row.time);
+                prop_assert!(times().all(|time| (start..start + WINDOW).contains(&time)));
+                prop_assert_eq!(times().min(), Some(range.first));
+                prop_assert_eq!(times().max(), Some(range.last));
+                all.extend(rows);
+            }
+            all.sort_by_key(Row::key);
+            prop_assert_eq!(all, expected(&writes, !dedup));
+        }
+    }
+
+    #[test]
+    fn windows_begin_below_negative_times() {
+        assert_eq!(window_start(-1, 10), -10);
+        assert_eq!(window_start(-10, 10), -10);
+        assert_eq!(window_start(9, 10), 0);
+        assert_eq!(window_start(i64::MIN, 1_000_000_007), i64::MIN);
+    }
+}

@@ -401,3 +401,126 @@ fn in_order(segments: impl Iterator<Item = Arc<SegmentRef>>) -> Arc<[Arc<Segment
     sorted.sort_by_key(|segment| (segment.meta.seq_range, segment.meta.id));
     sorted.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::model::{Bench, Row, Rows, expected, rows, scan};
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(Rows),
+        Flush,
+        Compact { min_segments: usize },
+        Settle,
+        Reopen,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => rows().prop_map(Step::Write),
+            2 => Just(Step::Flush),
+            1 => (2..4usize).prop_map(|min_segments| Step::Compact { min_segments }),
+            1 => Just(Step::Settle),
+            1 => Just(Step::Reopen),
+        ]
+    }
+
+    fn run(bench: &mut Bench, step: &Step, writes: &mut Vec<Rows>) {
+        match step {
+            Step::Write(rows) => {
+                bench.write(rows.batch());
+                writes.push(rows.clone());
+            }
+            Step::Flush => bench.flush(),
+            Step::Compact { min_segments } => {
+                bench.compact(*min_segments, 0);
+            }
+            Step::Settle => while bench.compact(100, i64::MAX) {},
+            Step::Reopen => bench.reopen(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(150))]
+
+        /// V2: flushes and compactions keep the set of rows; and a version never changes,
+        /// whatever happens to its table.
+        #[test]
+        fn a_table_agrees_with_a_map_and_its_versions_stay(
+            steps in proptest::collection::vec(step(), 1..24),
+            append_only: bool,
+            batch_rows in 1..20usize,
+        ) {
+            let mut bench = Bench::new(append_only);
+            let mut writes = Vec::new();
+            let mut kept: Vec<(Arc<Version>, Vec<Row>)> = Vec::new();
+            for step in &steps {
+                run(&mut bench, step, &mut writes);
+                let version = bench.version();
+                let now = expected(&writes, append_only);
+                prop_assert_eq!(&scan(&version, batch_rows), &now, "after {:?}", step);
+                kept.push((version, now));
+            }
+            for (version, rows) in kept {
+                prop_assert_eq!(scan(&version, batch_rows), rows);
+            }
+        }
+    }
+
+    fn row(time: i64) -> Rows {
+        let row =
+            Row { a: Some("x".into()), b: None, time, float: None, int: Some(time), text: None };
+        Rows { rows: vec![row], columns: 0xff }
+    }
+
+    #[test]
+    fn a_merged_segment_goes_to_the_graveyard_after_its_last_reader() {
+        let mut bench = Bench::new(false);
+        for time in 0..2 {
+            bench.write(row(time).batch());
+            bench.flush();
+        }
+        let reader = bench.version();
+        assert!(bench.compact(2, 0));
+        assert!(bench.files.graveyard.take().is_empty(), "a version still names them");
+        assert_eq!(scan(&reader, 8).len(), 2);
+        drop(reader);
+        assert_eq!(bench.files.graveyard.take().len(), 2);
+        assert_eq!(bench.version().segments.len(), 1);
+    }
+
+    #[test]
+    fn a_segment_that_is_only_closed_stays() {
+        let mut bench = Bench::new(false);
+        bench.write(row(1).batch());
+        bench.reopen();
+        assert!(bench.files.graveyard.take().is_empty());
+    }
+
+    #[test]
+    fn replacing_what_is_not_there_changes_nothing() {
+        let mut bench = Bench::new(false);
+        bench.write(row(1).batch());
+        bench.flush();
+        let before = bench.version();
+        let error = bench.state.replaced(&[SegmentId::default()], []).unwrap_err();
+        assert_eq!(error.code(), Code::Conflict);
+        assert_eq!(bench.version().segments.len(), before.segments.len());
+    }
+
+    #[test]
+    fn the_oldest_position_in_memory_moves_with_flushes() {
+        let mut bench = Bench::new(false);
+        assert_eq!(bench.state.oldest(), None);
+        bench.write(row(1).batch());
+        let first = bench.state.freeze().unwrap();
+        bench.write(row(2).batch());
+        assert_eq!(bench.state.oldest(), Some(crate::storage::model::position(1)));
+        bench.state.flushed(&first, []).unwrap();
+        assert_eq!(bench.state.oldest(), Some(crate::storage::model::position(2)));
+        assert_eq!(bench.state.flushed(&first, []).unwrap_err().code(), Code::Conflict);
+    }
+}
