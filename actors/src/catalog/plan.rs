@@ -1,0 +1,387 @@
+//! What a change of definitions means: a pure function from the metadata as it is and a
+//! [`Ddl`] to the operations of an edit.
+//!
+//! Creating what exists is merged where the caller allows it, so that two agents that send
+//! the first rows of one table at the same moment both succeed.
+
+use std::collections::HashSet;
+
+use kymo_kernel::ids::{ColumnId, TableId};
+use kymo_kernel::message::Ddl;
+use kymo_kernel::schema::{
+    Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema, check_name,
+};
+use kymo_kernel::storage::meta::{Op, Snapshot};
+use kymo_kernel::{Code, Error, Result};
+
+use crate::ingest::check::conflict;
+
+/// How much may be defined.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Tables of one database.
+    pub max_tables: usize,
+    /// Tag and field columns of one table.
+    pub max_columns: usize,
+}
+
+/// What a change of definitions comes to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The operations; empty where nothing changes.
+    pub ops: Vec<Op>,
+    /// The table concerned, where it still exists afterwards.
+    pub table: Option<TableId>,
+    /// Tables that cease to exist.
+    pub dropped: Vec<TableId>,
+}
+
+/// Plans one change against a snapshot.
+///
+/// # Errors
+/// `already_exists`, `table_not_found` or `database_not_found` where names are taken or
+/// missing; `invalid_input` for a definition that no table can have; `type_conflict` for a
+/// column that exists differently; `limit_reached` for one table or column too many.
+pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
+    match ddl {
+        Ddl::CreateDatabase { name, if_not_exists } => {
+            create_database(snapshot, name, *if_not_exists)
+        }
+        Ddl::DropDatabase { name, if_exists } => drop_database(snapshot, name, *if_exists),
+        Ddl::CreateTable { name, schema, options, if_not_exists, create_database } => {
+            if let Some(existing) = snapshot.table(name) {
+                if *if_not_exists {
+                    return Ok(Plan { table: Some(existing.def.id), ..Plan::default() });
+                }
+                return Err(Error::new(Code::AlreadyExists, format!("table {name} exists"))
+                    .with_hint("use CREATE TABLE IF NOT EXISTS, or another name"));
+            }
+            create_table(snapshot, name, schema, options, *create_database, limits)
+        }
+        Ddl::AddColumns { table, schema } => add_columns(snapshot, *table, schema, limits),
+        Ddl::DropTable { name, if_exists } => drop_table(snapshot, name, *if_exists),
+        Ddl::PutUser(user) => {
+            check_name("user", &user.name)?;
+            Ok(Plan { ops: vec![Op::PutUser { user: user.clone() }], ..Plan::default() })
+        }
+    }
+}
+
+fn create_database(snapshot: &Snapshot, name: &str, if_not_exists: bool) -> Result<Plan> {
+    check_name("database", name)?;
+    if !snapshot.databases.contains(name) {
+        let ops = vec![Op::CreateDatabase { name: name.to_owned() }];
+        return Ok(Plan { ops, ..Plan::default() });
+    }
+    if if_not_exists {
+        return Ok(Plan::default());
+    }
+    Err(Error::new(Code::AlreadyExists, format!("database {name:?} exists"))
+        .with_hint("use CREATE DATABASE IF NOT EXISTS, or another name"))
+}
+
+fn drop_database(snapshot: &Snapshot, name: &str, if_exists: bool) -> Result<Plan> {
+    if !snapshot.databases.contains(name) {
+        return if if_exists { Ok(Plan::default()) } else { Err(no_database(name)) };
+    }
+    let dropped = in_database(snapshot, name).collect();
+    Ok(Plan { ops: vec![Op::DropDatabase { name: name.to_owned() }], table: None, dropped })
+}
+
+/// The tables of a database; names are ordered by it first.
+fn in_database<'a>(
+    snapshot: &'a Snapshot,
+    database: &'a str,
+) -> impl Iterator<Item = TableId> + 'a {
+    let first = TableName { schema: String::new(), ..TableName::new(database, "") };
+    snapshot
+        .names
+        .range(first..)
+        .take_while(move |(name, _)| name.database == database)
+        .map(|(_, id)| *id)
+}
+
+fn drop_table(snapshot: &Snapshot, name: &TableName, if_exists: bool) -> Result<Plan> {
+    match snapshot.table(name) {
+        Some(table) => {
+            let id = table.def.id;
+            Ok(Plan { ops: vec![Op::DropTable { table: id }], table: None, dropped: vec![id] })
+        }
+        None if if_exists => Ok(Plan::default()),
+        None => Err(Error::new(Code::TableNotFound, format!("table {name} does not exist"))
+            .with_hint("SHOW TABLES lists the tables that do")),
+    }
+}
+
+fn create_table(
+    snapshot: &Snapshot,
+    name: &TableName,
+    schema: &TableSchema,
+    options: &TableOptions,
+    create_database: bool,
+    limits: Limits,
+) -> Result<Plan> {
+    name.check()?;
+    check_schema(name, schema)?;
+    check_columns(name, &schema.columns, limits)?;
+    if options.window_ns < 1_000_000_000 {
+        return Err(Error::new(
+            Code::InvalidInput,
+            format!("table {name}: a time window is at least one second"),
+        ));
+    }
+    let mut ops = Vec::new();
+    if !snapshot.databases.contains(&name.database) {
+        if !create_database {
+            return Err(no_database(&name.database));
+        }
+        ops.push(Op::CreateDatabase { name: name.database.clone() });
+    }
+    let siblings = in_database(snapshot, &name.database).count();
+    if siblings >= limits.max_tables {
+        return Err(Error::new(
+            Code::LimitReached,
+            format!("database {:?} has {siblings} tables, as many as it may have", name.database),
+        )
+        .with_hint("drop tables, or raise ingest.max_tables"));
+    }
+    let id = snapshot.next_table;
+    let columns = number(schema.columns.iter().cloned(), 1);
+    ops.push(Op::PutTable {
+        def: TableDef {
+            id,
+            name: name.clone(),
+            schema: TableSchema { version: 1, columns },
+            options: options.clone(),
+        },
+    });
+    Ok(Plan { ops, table: Some(id), dropped: Vec::new() })
+}
+
+fn add_columns(
+    snapshot: &Snapshot,
+    table: TableId,
+    schema: &TableSchema,
+    limits: Limits,
+) -> Result<Plan> {
+    let Some(meta) = snapshot.table_by_id(table) else {
+        return Err(Error::new(Code::TableNotFound, "the table was dropped"));
+    };
+    let def = &meta.def;
+    let mut new: Vec<Column> = Vec::new();
+    for column in &schema.columns {
+        match def.schema.column(&column.name) {
+            Some(known) if known.kind == column.kind && known.field_type == column.field_type => {}
+            Some(known) => return Err(conflict(&def.name.table, column, known)),
+            None => {
+                check_name("column", &column.name)?;
+                if column.kind == ColumnKind::Time {
+                    return Err(Error::new(
+                        Code::InvalidInput,
+                        format!("table {} has a time column already", def.name),
+                    ));
+                }
+                if new.iter().all(|other| other.name != column.name) {
+                    new.push(column.clone());
+                }
+            }
+        }
+    }
+    if new.is_empty() {
+        return Ok(Plan { table: Some(table), ..Plan::default() });
+    }
+    let next = def.schema.columns.iter().map(|column| column.id.0).max().unwrap_or(0) + 1;
+    let mut columns = def.schema.columns.clone();
+    columns.extend(number(new.into_iter(), next));
+    check_columns(&def.name, &columns, limits)?;
+    let schema = TableSchema { version: def.schema.version + 1, columns };
+    let def = TableDef { schema, ..TableDef::clone(def) };
+    Ok(Plan { ops: vec![Op::PutTable { def }], table: Some(table), dropped: Vec::new() })
+}
+
+/// Gives columns their ids. Ids grow with every column a table ever gets, and a column is
+/// never taken away, so the largest id in use is the last one given.
+fn number(columns: impl Iterator<Item = Column>, first: u32) -> Vec<Column> {
+    columns.zip(first..).map(|(column, id)| Column { id: ColumnId(id), ..column }).collect()
+}
+
+fn check_schema(name: &TableName, schema: &TableSchema) -> Result<()> {
+    let invalid = |what: String| Error::new(Code::InvalidInput, format!("table {name}: {what}"));
+    let mut seen = HashSet::new();
+    let mut times = 0;
+    for column in &schema.columns {
+        check_name("column", &column.name)?;
+        if !seen.insert(column.name.as_str()) {
+            return Err(invalid(format!("column {:?} appears twice", column.name)));
+        }
+        match (column.kind, column.field_type) {
+            (ColumnKind::Time, FieldType::Timestamp) => times += 1,
+            (ColumnKind::Time, _) => {
+                return Err(invalid(format!("time column {:?} is no timestamp", column.name)));
+            }
+            (ColumnKind::Tag, FieldType::Text) | (ColumnKind::Field, _) => {}
+            (ColumnKind::Tag, _) => {
+                return Err(invalid(format!("tag {:?} is no text", column.name)));
+            }
+        }
+    }
+    if times != 1 {
+        return Err(invalid(format!("it has {times} time columns"))
+            .with_hint("give the table exactly one timestamp column as its time index"));
+    }
+    Ok(())
+}
+
+fn check_columns(name: &TableName, columns: &[Column], limits: Limits) -> Result<()> {
+    let count = columns.iter().filter(|column| column.kind != ColumnKind::Time).count();
+    if count <= limits.max_columns {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::LimitReached,
+        format!("table {name} would have {count} columns, and may have {}", limits.max_columns),
+    )
+    .with_hint("use tags for what varies instead of column names, or raise ingest.max_columns"))
+}
+
+/// The error for a database that does not exist; the text is InfluxDB's, which agents look for.
+#[must_use]
+pub fn no_database(name: &str) -> Error {
+    Error::new(Code::DatabaseNotFound, format!("database not found: {name:?}"))
+        .with_hint("CREATE DATABASE makes it; SHOW DATABASES lists those that exist")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kymo_kernel::ids::{Epoch, PartitionId};
+    use kymo_kernel::storage::meta::{Author, Edit};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { max_tables: 2, max_columns: 3 };
+
+    fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {
+        Column { id: ColumnId(0), name: name.to_owned(), kind, field_type }
+    }
+
+    fn schema(extra: &[Column]) -> TableSchema {
+        let mut columns = vec![
+            column("host", ColumnKind::Tag, FieldType::Text),
+            column("time", ColumnKind::Time, FieldType::Timestamp),
+        ];
+        columns.extend_from_slice(extra);
+        TableSchema { version: 0, columns }
+    }
+
+    fn create(table: &str, if_not_exists: bool) -> Ddl {
+        Ddl::CreateTable {
+            name: TableName::new("kymo", table),
+            schema: schema(&[]),
+            options: TableOptions::default(),
+            if_not_exists,
+            create_database: false,
+        }
+    }
+
+    fn after(snapshot: &Snapshot, ddl: &Ddl) -> Snapshot {
+        let plan = plan(snapshot, ddl, LIMITS).unwrap();
+        let by = Author { node: "n".to_owned(), partition: PartitionId::ONLY, epoch: Epoch(0) };
+        snapshot.apply(&Edit { commit_id: Uuid::nil(), by, ops: plan.ops }).unwrap()
+    }
+
+    #[test]
+    fn creating_numbers_columns_and_merges_on_request() {
+        let snapshot = after(&Snapshot::default(), &create("cpu", false));
+        let def = &snapshot.table(&TableName::new("kymo", "cpu")).unwrap().def;
+        let ids: Vec<_> = def.schema.columns.iter().map(|column| column.id.0).collect();
+        assert_eq!((def.schema.version, ids), (1, vec![1, 2]));
+        let again = plan(&snapshot, &create("cpu", true), LIMITS).unwrap();
+        assert_eq!(again, Plan { table: Some(def.id), ..Plan::default() });
+        let refused = plan(&snapshot, &create("cpu", false), LIMITS).unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists);
+    }
+
+    #[test]
+    fn columns_merge_by_name_and_conflict_by_type() {
+        let snapshot = after(&Snapshot::default(), &create("cpu", false));
+        let table = snapshot.table(&TableName::new("kymo", "cpu")).unwrap().def.id;
+        let add = |columns: &[Column]| Ddl::AddColumns {
+            table,
+            schema: TableSchema { version: 0, columns: columns.to_vec() },
+        };
+        let usage = column("usage", ColumnKind::Field, FieldType::Float64);
+        let snapshot = after(&snapshot, &add(std::slice::from_ref(&usage)));
+        let def = &snapshot.table_by_id(table).unwrap().def;
+        assert_eq!(def.schema.version, 2);
+        assert_eq!(def.schema.column("usage").unwrap().id, ColumnId(3));
+        let same = plan(&snapshot, &add(std::slice::from_ref(&usage)), LIMITS).unwrap();
+        assert!(same.ops.is_empty());
+        let integer = column("usage", ColumnKind::Field, FieldType::Int64);
+        let error = plan(&snapshot, &add(&[integer]), LIMITS).unwrap_err();
+        assert_eq!(error.code(), Code::TypeConflict);
+    }
+
+    #[test]
+    fn limits_name_the_setting_that_raises_them() {
+        let one = after(&Snapshot::default(), &create("a", false));
+        let two = after(&one, &create("b", false));
+        let error = plan(&two, &create("c", false), LIMITS).unwrap_err();
+        assert_eq!(error.code(), Code::LimitReached);
+        assert!(error.hint().unwrap().contains("ingest.max_tables"));
+        let table = two.table(&TableName::new("kymo", "a")).unwrap().def.id;
+        let many: Vec<_> =
+            ["x", "y", "z"].map(|name| column(name, ColumnKind::Field, FieldType::Int64)).to_vec();
+        let add = Ddl::AddColumns { table, schema: TableSchema { version: 0, columns: many } };
+        let error = plan(&two, &add, LIMITS).unwrap_err();
+        assert!(error.hint().unwrap().contains("ingest.max_columns"));
+    }
+
+    #[test]
+    fn definitions_that_no_table_can_have_are_refused() {
+        let bad: Vec<Vec<Column>> = vec![
+            vec![column("v", ColumnKind::Field, FieldType::Int64)],
+            vec![column("time", ColumnKind::Time, FieldType::Int64)],
+            schema(&[column("host", ColumnKind::Field, FieldType::Int64)]).columns,
+            schema(&[column("t2", ColumnKind::Time, FieldType::Timestamp)]).columns,
+            schema(&[column("n", ColumnKind::Tag, FieldType::Int64)]).columns,
+            schema(&[column("", ColumnKind::Field, FieldType::Int64)]).columns,
+        ];
+        for columns in bad {
+            let ddl = Ddl::CreateTable {
+                name: TableName::new("kymo", "t"),
+                schema: TableSchema { version: 0, columns: columns.clone() },
+                options: TableOptions::default(),
+                if_not_exists: false,
+                create_database: false,
+            };
+            let error = plan(&Snapshot::default(), &ddl, LIMITS).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidInput, "{columns:?}");
+        }
+    }
+
+    #[test]
+    fn a_database_goes_with_its_tables() {
+        let snapshot = after(&Snapshot::default(), &create("cpu", false));
+        let ddl = Ddl::DropDatabase { name: "kymo".to_owned(), if_exists: false };
+        let plan = plan(&snapshot, &ddl, LIMITS).unwrap();
+        assert_eq!(plan.dropped.len(), 1);
+        assert_eq!(*after(&snapshot, &ddl).databases, BTreeSet::new());
+    }
+
+    #[test]
+    fn a_missing_database_is_made_only_on_request() {
+        let mut ddl = create("cpu", false);
+        if let Ddl::CreateTable { name, .. } = &mut ddl {
+            name.database = "other".to_owned();
+        }
+        let error = plan(&Snapshot::default(), &ddl, LIMITS).unwrap_err();
+        assert_eq!(error.message(), "database not found: \"other\"");
+        if let Ddl::CreateTable { create_database, .. } = &mut ddl {
+            *create_database = true;
+        }
+        assert!(after(&Snapshot::default(), &ddl).databases.contains("other"));
+    }
+}
