@@ -1,0 +1,265 @@
+//! Takes writes: checks rows against the definitions, has the catalog add what is missing,
+//! and hands each table's rows to its writer.
+//!
+//! The actor keeps nothing but a cache, so it can be restarted at any time; callers whose
+//! write was under way are told to try again. Rows of a type that conflicts are left out and
+//! reported, or fail the whole request before anything is written. Rows of several tables
+//! are appended at the same time and acknowledged together: the request is acknowledged
+//! when all of them are durable and visible.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::future::join_all;
+use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
+use kymo_kernel::ids::{Position, TableId};
+use kymo_kernel::message::{Acked, Append, Ddl, Durability, RejectedRow, Write};
+use kymo_kernel::port::Port;
+use kymo_kernel::schema::{TableBatch, TableDef, TableOptions, TableSchema};
+use kymo_kernel::storage::Store;
+use kymo_kernel::{Code, Error, Result};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::catalog::plan::no_database;
+use crate::cluster::Router;
+use crate::writer::Writers;
+
+pub mod check;
+
+use check::{Checked, Known, check, schema_of};
+
+/// How often a write is checked again because definitions changed under it. Each round adds
+/// to what is known of the table, so that two are the rule and this many never happen.
+const MAX_ROUNDS: usize = 8;
+
+/// How many definitions are kept prepared.
+const MAX_KNOWN: usize = 4096;
+
+/// The actor.
+#[derive(Clone)]
+pub struct Ingest(Arc<Shared>);
+
+struct Shared {
+    store: Arc<Store>,
+    catalog: Port<Ddl>,
+    writers: Writers,
+    router: Arc<dyn Router>,
+    known: Mutex<HashMap<TableId, Arc<Known>>>,
+}
+
+impl Ingest {
+    /// Ingest over a store, a catalog, and the writers that own the slots.
+    #[must_use]
+    pub fn new(
+        store: Arc<Store>,
+        catalog: Port<Ddl>,
+        writers: Writers,
+        router: Arc<dyn Router>,
+    ) -> Self {
+        let known = Mutex::new(HashMap::new());
+        Ingest(Arc::new(Shared { store, catalog, writers, router, known }))
+    }
+}
+
+impl Actor for Ingest {
+    fn observe(&self) -> serde_json::Value {
+        json!({ "definitions_cached": self.0.known.lock().len() })
+    }
+}
+
+impl Handle<Write> for Ingest {
+    fn handle(&mut self, message: Write, reply: Reply<Write>, cx: &mut Cx<Self>) {
+        let shared = self.0.clone();
+        cx.then(async move { shared.write(message).await }, |_, outcome, _| reply.send(outcome));
+    }
+}
+
+/// What one look at the definitions came to.
+enum Round {
+    /// The rows fit the table.
+    Fits(Arc<Known>, Checked),
+    /// No row is left, and no table was needed to see it.
+    Nothing(Vec<RejectedRow>),
+    /// The definitions changed, for these rows or under them.
+    Again,
+}
+
+impl Shared {
+    async fn write(&self, write: Write) -> Result<Acked> {
+        if self.router.ranges().len() != 1 {
+            return Err(Error::new(Code::Unsupported, "route rows to several partitions"));
+        }
+        if !write.partial {
+            // Nothing may be created for a request that is going to be refused.
+            for rows in &write.batches {
+                refuse_conflicts(&self.look(rows)?.1)?;
+            }
+        }
+        let tables = write.batches.iter().filter(|rows| rows.batch.num_rows() > 0);
+        let outcomes = match write.batches.as_slice() {
+            [only] if only.batch.num_rows() > 0 => vec![self.write_table(only, &write).await],
+            _ => join_all(tables.map(|rows| self.write_table(rows, &write))).await,
+        };
+        let mut total = Acked::default();
+        for outcome in outcomes {
+            let acked = outcome?;
+            total.rows += acked.rows;
+            total.position = total.position.max(acked.position);
+            total.rejected.extend(acked.rejected);
+        }
+        total.rejected.sort_by_key(|row| row.line);
+        Ok(total)
+    }
+
+    /// Writes the rows of one table, as often as definitions change under it.
+    async fn write_table(&self, rows: &TableBatch, write: &Write) -> Result<Acked> {
+        for _ in 0..MAX_ROUNDS {
+            let (known, checked) = match self.fit(rows, write).await? {
+                Round::Fits(known, checked) => (known, checked),
+                Round::Nothing(rejected) => {
+                    return Ok(Acked { rejected, ..Acked::default() });
+                }
+                Round::Again => continue,
+            };
+            let kept = checked.batch.num_rows() as u64;
+            let mut acked = Acked { rows: kept, position: None, rejected: checked.rejected };
+            if kept == 0 {
+                return Ok(acked);
+            }
+            match self.append(&known.def, checked.batch, write.durability).await {
+                Ok(position) => {
+                    acked.position = Some(position);
+                    return Ok(acked);
+                }
+                // Dropped since the check: it is made again, where that is allowed.
+                Err(error) if error.code() == Code::TableNotFound && write.create => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(
+            Code::Busy,
+            format!("write to table {}: its definition keeps changing", rows.table),
+        ))
+    }
+
+    /// One round: compares, and has the definition changed where rows need it.
+    async fn fit(&self, rows: &TableBatch, write: &Write) -> Result<Round> {
+        let (known, checked) = self.look(rows)?;
+        if !write.partial {
+            refuse_conflicts(&checked)?;
+        }
+        let exists = known.is_some();
+        match known {
+            Some(known) if checked.missing.is_empty() => {
+                return Ok(Round::Fits(known, checked));
+            }
+            // Every row conflicts within the request itself: there is nothing to create for.
+            None if checked.batch.num_rows() == 0 => return Ok(Round::Nothing(checked.rejected)),
+            _ => {}
+        }
+        if !write.create {
+            return Err(self.missing(rows, &checked, exists));
+        }
+        let ddl = definition(rows, &checked, known.as_deref());
+        match self.catalog.call(ddl).await {
+            Ok(_) => Ok(Round::Again),
+            Err(error) => match error.code() {
+                // Somebody else was faster and defined it differently: the next look says how.
+                Code::TypeConflict | Code::TableNotFound => Ok(Round::Again),
+                Code::LimitReached | Code::InvalidInput if write.partial => match known {
+                    Some(known) => {
+                        let checked = checked.without_missing(&error, false)?;
+                        Ok(Round::Fits(known, checked))
+                    }
+                    None => Ok(Round::Nothing(checked.without_missing(&error, true)?.rejected)),
+                },
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Checks rows against the table as it is now.
+    fn look(&self, rows: &TableBatch) -> Result<(Option<Arc<Known>>, Checked)> {
+        let snapshot = self.store.catalog();
+        let known = match snapshot.table(&rows.table) {
+            Some(table) => Some(self.known(&table.def)?),
+            None => None,
+        };
+        let checked = check(rows, known.as_deref())?;
+        Ok((known, checked))
+    }
+
+    fn known(&self, def: &Arc<TableDef>) -> Result<Arc<Known>> {
+        let mut cache = self.known.lock();
+        if let Some(known) = cache.get(&def.id)
+            && known.def.schema.version == def.schema.version
+        {
+            return Ok(known.clone());
+        }
+        if cache.len() >= MAX_KNOWN {
+            cache.clear();
+        }
+        let known = Arc::new(Known::new(def.clone())?);
+        cache.insert(def.id, known.clone());
+        Ok(known)
+    }
+
+    fn missing(&self, rows: &TableBatch, checked: &Checked, exists: bool) -> Error {
+        if exists {
+            let names: Vec<_> = checked.missing.iter().map(|column| &column.name).collect();
+            return Error::new(
+                Code::ColumnNotFound,
+                format!("table {} has no column {names:?}", rows.table),
+            );
+        }
+        if !self.store.catalog().databases.contains(&rows.table.database) {
+            return no_database(&rows.table.database);
+        }
+        Error::new(Code::TableNotFound, format!("table {} does not exist", rows.table))
+    }
+
+    async fn append(
+        &self,
+        def: &Arc<TableDef>,
+        batch: arrow::array::RecordBatch,
+        durability: Option<Durability>,
+    ) -> Result<Position> {
+        let port = self.writers.port(def)?;
+        port.call(Append { batch, durability }).await
+    }
+}
+
+/// The change that makes the table take the rows.
+fn definition(rows: &TableBatch, checked: &Checked, known: Option<&Known>) -> Ddl {
+    match known {
+        Some(known) => Ddl::AddColumns {
+            table: known.def.id,
+            schema: TableSchema { version: 0, columns: checked.missing.clone() },
+        },
+        None => Ddl::CreateTable {
+            name: rows.table.clone(),
+            schema: schema_of(&checked.missing),
+            options: TableOptions::default(),
+            if_not_exists: true,
+            create_database: true,
+        },
+    }
+}
+
+/// Fails a request that takes all rows or none.
+fn refuse_conflicts(checked: &Checked) -> Result<()> {
+    let Some(first) = checked.rejected.first() else {
+        return Ok(());
+    };
+    let others = match checked.rejected.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let way_out = first.error.hint().unwrap_or_default();
+    let hint = match first.line {
+        0 => way_out.to_owned(),
+        line => format!("line {line}{others}: {way_out}"),
+    };
+    Err(first.error.clone().with_hint(hint))
+}
