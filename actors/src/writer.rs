@@ -1,0 +1,409 @@
+//! One writer per table: the only mutator of the table's state.
+//!
+//! A writer hands appends to the journal in order, remembers them, and applies them to the
+//! table as the journal reports them durable, in the same order. Only then are they visible,
+//! acknowledged and told to the feed: an acknowledged row is on disk and in every version
+//! that a reader takes from then on. What to do when is decided by [`core::Core`]; this file
+//! does it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use kymo_kernel::actor::{Actor, Cx, Handle, Pending, Reply};
+use kymo_kernel::env::Clock;
+use kymo_kernel::ids::{Position, SegmentId};
+use kymo_kernel::message::{Append, Committed, Durability, Message};
+use kymo_kernel::observe;
+use kymo_kernel::schema::TableDef;
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::log::{Record, RecordGroup};
+use kymo_kernel::storage::meta::SegmentMeta;
+use kymo_kernel::storage::version::{Frozen, TableState};
+use kymo_kernel::{Code, Error, Result, check};
+use serde_json::json;
+use tracing::{debug, error};
+
+use crate::feed::Publisher;
+use crate::flusher::Flusher;
+use crate::memory::Meter;
+
+pub mod core;
+mod writers;
+
+use core::{Core, Effect, Event, Limits};
+pub use writers::Writers;
+
+/// Flushes what is in memory now; answered once it is in segments.
+#[derive(Debug)]
+pub struct Freeze;
+
+impl Message for Freeze {
+    type Reply = ();
+}
+
+/// The table has a new definition.
+#[derive(Debug)]
+pub struct Altered(pub Arc<TableDef>);
+
+impl Message for Altered {
+    type Reply = ();
+}
+
+/// The table is gone: answer what waits and stop.
+#[derive(Debug)]
+pub struct Dropped;
+
+impl Message for Dropped {
+    type Reply = ();
+}
+
+/// The metadata names the outputs of a merge in place of its inputs. Compactor → writer.
+#[derive(Debug)]
+pub struct Replaced {
+    /// Segments that went.
+    pub inputs: Vec<SegmentId>,
+    /// Segments that came.
+    pub outputs: Vec<Arc<SegmentMeta>>,
+}
+
+impl Message for Replaced {
+    type Reply = ();
+}
+
+/// What every writer of a process shares.
+#[derive(Clone)]
+pub struct Context {
+    /// Where rows become durable.
+    pub store: Arc<Store>,
+    /// Turns frozen rows into segments.
+    pub flusher: Flusher,
+    /// Hears of what was committed.
+    pub feed: Publisher,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// When to freeze and to stall.
+    pub limits: Limits,
+    /// When to acknowledge where the request does not say.
+    pub durability: Durability,
+}
+
+/// An append that is not answered yet.
+struct Waiting {
+    ticket: u64,
+    batch: RecordBatch,
+    durability: Durability,
+    reply: Reply<Append>,
+}
+
+/// The actor.
+pub struct Writer {
+    context: Context,
+    state: TableState,
+    core: Core,
+    meter: Meter,
+    /// All appends that are not answered: first those that are with the journal.
+    queue: VecDeque<Waiting>,
+    with_journal: usize,
+    next_ticket: u64,
+    /// Frozen rows in order; the first is being flushed.
+    frozen: VecDeque<Arc<Frozen>>,
+    flushing: bool,
+    wants_empty: Vec<Reply<Freeze>>,
+    tick: Option<Pending>,
+    rows: u64,
+    on_stop: Option<OnStop>,
+}
+
+/// Called when the writer of a dropped table has answered everybody.
+pub type OnStop = Box<dyn FnOnce() + Send>;
+
+impl Writer {
+    /// A writer over the state of its table, with what recovery left in memory.
+    #[must_use]
+    pub fn new(context: Context, state: TableState, meter: Meter, on_stop: OnStop) -> Self {
+        let frozen: VecDeque<_> = state.cell().load().frozen.iter().cloned().collect();
+        let name = state.table().name.to_string();
+        let hot = state.hot_bytes() as u64;
+        let now = context.clock.monotonic();
+        let core = Core::new(name, context.limits, hot, frozen.len(), now);
+        Writer {
+            context,
+            state,
+            core,
+            meter,
+            queue: VecDeque::new(),
+            with_journal: 0,
+            next_ticket: 0,
+            frozen,
+            flushing: false,
+            wants_empty: Vec::new(),
+            tick: None,
+            rows: 0,
+            on_stop: Some(on_stop),
+        }
+    }
+
+    fn on(&mut self, event: Event, cx: &mut Cx<Self>) {
+        let mut work = self.core.apply(event);
+        while let Some(effect) = work.pop_front() {
+            let Some(event) = self.perform(effect, cx) else { continue };
+            let mut more = self.core.apply(event);
+            more.append(&mut work);
+            work = more;
+        }
+    }
+
+    /// Carries out one effect; what comes of it at once is the next event.
+    fn perform(&mut self, effect: Effect, cx: &mut Cx<Self>) -> Option<Event> {
+        match effect {
+            Effect::Submit => self.submit(cx),
+            Effect::Apply(position) => self.commit(position),
+            Effect::FailFront(error) => {
+                self.with_journal = self.with_journal.saturating_sub(1);
+                if let Some(append) = self.queue.pop_front() {
+                    append.reply.fail(error);
+                }
+                None
+            }
+            Effect::FailBack(error) => {
+                if let Some(append) = self.queue.pop_back() {
+                    append.reply.fail(error);
+                }
+                None
+            }
+            Effect::Freeze => self.freeze(cx),
+            Effect::Stop => {
+                self.retire();
+                cx.stop();
+                None
+            }
+        }
+    }
+
+    fn submit(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
+        let append = self.queue.get(self.with_journal)?;
+        let (ticket, durability) = (append.ticket, append.durability);
+        let poster = cx.poster();
+        let done = move |outcome| {
+            poster.post(move |writer: &mut Writer, cx| writer.answered(ticket, outcome, cx));
+        };
+        let table = self.state.table();
+        match Record::encode(table.id, table.schema.version, &append.batch) {
+            Ok(record) => {
+                self.with_journal += 1;
+                let group = RecordGroup::of(record);
+                self.context.store.log().append(group, durability, Box::new(done));
+                None
+            }
+            Err(error) => {
+                let append = self.queue.remove(self.with_journal)?;
+                append.reply.fail(error);
+                Some(Event::Refused)
+            }
+        }
+    }
+
+    /// The journal's answer. Positions come in the order of the appends; a refusal may
+    /// overtake them, so it names its append.
+    fn answered(&mut self, ticket: u64, outcome: Result<Position>, cx: &mut Cx<Self>) {
+        match outcome {
+            Ok(position) => {
+                let front = self.queue.front().map(|append| append.ticket);
+                check!(W3, front == Some(ticket), "append {ticket} durable before {front:?}");
+                self.on(Event::Durable(position), cx);
+            }
+            Err(error) if self.context.store.poisoned().is_some() => {
+                self.on(Event::Poisoned(error), cx);
+            }
+            Err(error) => {
+                let at = self.queue.iter().position(|append| append.ticket == ticket);
+                if let Some(refused) = at.and_then(|at| self.queue.remove(at)) {
+                    self.with_journal = self.with_journal.saturating_sub(1);
+                    refused.reply.fail(error);
+                    self.on(Event::Refused, cx);
+                }
+            }
+        }
+        self.schedule(cx);
+    }
+
+    /// Shows the rows at the front, answers, and tells the feed.
+    fn commit(&mut self, position: Position) -> Option<Event> {
+        self.with_journal = self.with_journal.saturating_sub(1);
+        let Waiting { batch, reply, .. } = self.queue.pop_front()?;
+        if let Err(error) = self.state.apply(position, batch.clone()) {
+            // The journal has rows that the table cannot take: a defect, as they were checked.
+            error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
+            reply.fail(error);
+            return None;
+        }
+        self.rows += batch.num_rows() as u64;
+        observe::metrics().store.rows.inc_by(batch.num_rows() as u64);
+        self.measure();
+        reply.ok(position);
+        let table = self.state.table();
+        self.context.feed.publish(|| Committed { table: table.clone(), position, batch });
+        Some(Event::Applied {
+            hot_bytes: self.state.hot_bytes() as u64,
+            now: self.context.clock.monotonic(),
+        })
+    }
+
+    fn freeze(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
+        let frozen = self.state.freeze()?;
+        debug!(table = %self.state.table().name, rows = frozen.rows.rows(), "froze rows in memory");
+        self.frozen.push_back(frozen);
+        self.measure();
+        self.flush_next(cx);
+        Some(Event::Froze)
+    }
+
+    /// Flushes one frozen memtable at a time, oldest first: the metadata says of a table up
+    /// to which position it is in segments, so a younger flush must not overtake.
+    fn flush_next(&mut self, cx: &mut Cx<Self>) {
+        if self.flushing {
+            return;
+        }
+        let Some(frozen) = self.frozen.front().cloned() else {
+            self.wants_empty.drain(..).for_each(|reply| reply.ok(()));
+            return;
+        };
+        self.flushing = true;
+        let flusher = self.context.flusher.clone();
+        let table = self.state.table().clone();
+        let job = frozen.clone();
+        cx.then(async move { flusher.flush(table, job).await }, move |writer, outcome, cx| {
+            writer.flushed(&frozen, outcome, cx)
+        });
+    }
+
+    fn flushed(
+        &mut self,
+        frozen: &Arc<Frozen>,
+        outcome: Result<Vec<Arc<SegmentMeta>>>,
+        cx: &mut Cx<Self>,
+    ) {
+        self.flushing = false;
+        let done = outcome.and_then(|segments| self.state.flushed(frozen, segments));
+        if let Err(error) = done {
+            return self.flush_failed(error, cx);
+        }
+        self.frozen.pop_front();
+        self.measure();
+        self.on(Event::Flushed, cx);
+        self.flush_next(cx);
+        self.schedule(cx);
+    }
+
+    /// The flusher tries again by itself; what it gives up on ends the table or the store.
+    fn flush_failed(&mut self, error: Error, cx: &mut Cx<Self>) {
+        self.wants_empty.drain(..).for_each(|reply| reply.fail(error.clone()));
+        match error.code() {
+            Code::TableNotFound => self.on(Event::Dropped, cx),
+            _ => self.on(Event::Poisoned(error), cx),
+        }
+    }
+
+    fn measure(&self) {
+        let hot = self.state.hot_bytes() as u64;
+        let all = self.state.memory_bytes() as u64;
+        self.meter.set(hot, all.saturating_sub(hot));
+    }
+
+    /// Keeps one timer for the age of the hot rows.
+    fn schedule(&mut self, cx: &mut Cx<Self>) {
+        if self.tick.as_ref().is_some_and(|tick| !tick.is_finished()) {
+            return;
+        }
+        let Some(at) = self.core.tick_at() else { return };
+        let wait = at.saturating_sub(self.context.clock.monotonic()).max(Duration::from_millis(1));
+        self.tick = Some(cx.after(wait, |writer, cx| {
+            writer.tick = None;
+            let now = writer.context.clock.monotonic();
+            writer.on(Event::Tick { now }, cx);
+            writer.schedule(cx);
+        }));
+    }
+
+    /// Rows may have columns that the catalog added a moment ago.
+    fn follow_definition(&mut self, def: &Arc<TableDef>) {
+        if def.schema.version > self.state.table().schema.version {
+            self.state.alter(def.clone());
+        }
+    }
+
+    fn retire(&mut self) {
+        self.frozen.clear();
+        self.wants_empty.drain(..).for_each(|reply| reply.ok(()));
+        self.state.retire();
+        self.measure();
+        if let Some(on_stop) = self.on_stop.take() {
+            on_stop();
+        }
+    }
+}
+
+impl Actor for Writer {
+    fn started(&mut self, cx: &mut Cx<Self>) {
+        self.measure();
+        self.flush_next(cx);
+        self.schedule(cx);
+    }
+
+    fn observe(&self) -> serde_json::Value {
+        json!({
+            "table": self.state.table().name.to_string(),
+            "rows_written": self.rows,
+            "with_journal": self.with_journal,
+            "waiting": self.core.waiting(),
+            "hot_bytes": self.state.hot_bytes(),
+            "frozen": self.frozen.len(),
+            "stalled": self.core.stalled(),
+            "watermark": self.state.watermark().to_string(),
+        })
+    }
+}
+
+impl Handle<Append> for Writer {
+    fn handle(&mut self, message: Append, reply: Reply<Append>, cx: &mut Cx<Self>) {
+        let snapshot = self.context.store.catalog();
+        if let Some(table) = snapshot.table_by_id(self.state.table().id) {
+            self.follow_definition(&table.def);
+        }
+        let durability = message.durability.unwrap_or(self.context.durability);
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.queue.push_back(Waiting { ticket, batch: message.batch, durability, reply });
+        self.on(Event::Arrived { memory_full: self.meter.full() }, cx);
+    }
+}
+
+impl Handle<Freeze> for Writer {
+    fn handle(&mut self, _message: Freeze, reply: Reply<Freeze>, cx: &mut Cx<Self>) {
+        self.wants_empty.push(reply);
+        self.on(Event::FreezeAsked, cx);
+        self.flush_next(cx);
+    }
+}
+
+impl Handle<Altered> for Writer {
+    fn handle(&mut self, message: Altered, reply: Reply<Altered>, _cx: &mut Cx<Self>) {
+        self.follow_definition(&message.0);
+        reply.ok(());
+    }
+}
+
+impl Handle<Dropped> for Writer {
+    fn handle(&mut self, _message: Dropped, reply: Reply<Dropped>, cx: &mut Cx<Self>) {
+        self.on(Event::Dropped, cx);
+        reply.ok(());
+    }
+}
+
+impl Handle<Replaced> for Writer {
+    fn handle(&mut self, message: Replaced, reply: Reply<Replaced>, _cx: &mut Cx<Self>) {
+        reply.send(self.state.replaced(&message.inputs, message.outputs));
+    }
+}
