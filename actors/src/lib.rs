@@ -1,1 +1,21 @@
 //! The policies: one file or folder an actor.
+//!
+//! [`boot`] starts everything and gives the [`System`]. Below it, [`engine`] wires the write
+//! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
+//! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
+//! [`compactor`] turn them into segments, the [`keeper`] cleans up, and [`memory`] keeps the
+//! account. [`cluster`] says who owns what: today one node everything.
+
+pub mod boot;
+pub mod catalog;
+pub mod cluster;
+pub mod compactor;
+pub mod engine;
+pub mod feed;
+pub mod flusher;
+pub mod ingest;
+pub mod keeper;
+pub mod memory;
+pub mod writer;
+
+pub use boot::System;

@@ -1,0 +1,259 @@
+//! The whole system as one value: what the gateway and an embedding program hold.
+//!
+//! [`System::boot`] starts the parts in order (store, recovery, write side, query) and fails
+//! with one error if any of them cannot. [`System::fatal`] completes when the process must not
+//! go on, because a durable path failed or a state owner panicked; recovery at the next
+//! start decides then. [`System::shutdown`] takes the phases of stopping in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kymo_config::Settings;
+use kymo_kernel::env::Env;
+use kymo_kernel::message::{Ddl, Write};
+use kymo_kernel::pools::Pools;
+use kymo_kernel::port::Port;
+use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::supervise::{Escalation, Supervisor, Watchdog};
+use kymo_kernel::{Error, Result};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::engine::Engine;
+use crate::feed::Hub;
+
+mod status;
+
+/// The running system; cheap to clone.
+#[derive(Clone)]
+pub struct System(Arc<Inner>);
+
+struct Inner {
+    settings: Arc<Settings>,
+    env: Env,
+    pools: Pools,
+    supervisor: Supervisor,
+    engine: Engine,
+    shutdown: Shutdown,
+    fatal: watch::Sender<Option<Error>>,
+    ready: AtomicBool,
+    started: Duration,
+    watchdog: Mutex<Option<Watchdog>>,
+}
+
+impl System {
+    /// Opens the store of the settings' data folder, recovers it, and starts everything.
+    /// Blocks for as long as recovery takes.
+    ///
+    /// # Errors
+    /// What keeps the store from opening: `locked` by another process, `corrupt` naming the
+    /// place, I/O errors; `invalid_settings`.
+    pub fn boot(settings: Arc<Settings>, env: Env, pools: Pools) -> Result<System> {
+        let started = env.clock.monotonic();
+        let (fatal, _) = watch::channel(None);
+        let store = open_store(&settings, &env, &pools, &fatal)?;
+        let supervisor = start_supervisor(&pools, &env, &fatal);
+        let engine = Engine::start(&settings, &env, &pools, &supervisor, store)?;
+        let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
+        let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
+        let system = System(Arc::new(Inner {
+            settings,
+            env,
+            pools,
+            supervisor,
+            engine,
+            shutdown,
+            fatal,
+            ready: AtomicBool::new(true),
+            started,
+            watchdog: Mutex::new(watchdog),
+        }));
+        system.plan_shutdown();
+        info!(
+            tables = system.catalog().tables.len(),
+            ms = (system.0.env.clock.monotonic() - started).as_millis(),
+            "system started"
+        );
+        Ok(system)
+    }
+
+    /// The metadata as it is now.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<Snapshot> {
+        self.0.engine.store().catalog()
+    }
+
+    /// Where rows go.
+    #[must_use]
+    pub fn write(&self) -> &Port<Write> {
+        self.0.engine.write()
+    }
+
+    /// Where changes of definitions go.
+    #[must_use]
+    pub fn ddl(&self) -> &Port<Ddl> {
+        self.0.engine.ddl()
+    }
+
+    /// Where to follow committed rows.
+    #[must_use]
+    pub fn feed(&self) -> &Arc<Hub> {
+        self.0.engine.feed()
+    }
+
+    /// The write side, for those who manage it.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    /// The settings that the system was started with.
+    #[must_use]
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.0.settings
+    }
+
+    /// The outside world.
+    #[must_use]
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// Where work runs.
+    #[must_use]
+    pub fn pools(&self) -> &Pools {
+        &self.0.pools
+    }
+
+    /// Who watches actors.
+    #[must_use]
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
+    }
+
+    /// The plan of stopping, for others to register their parts with.
+    #[must_use]
+    pub fn shutdown_plan(&self) -> &Shutdown {
+        &self.0.shutdown
+    }
+
+    /// Whether requests are welcome: started, not stopping, not poisoned.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.ready.load(Ordering::Acquire) && self.poisoned().is_none()
+    }
+
+    /// Why the system refuses to go on, if it does.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<Error> {
+        self.0.fatal.borrow().clone().or_else(|| self.0.engine.store().poisoned())
+    }
+
+    /// Completes, with the reason, when the process must stop at once and with a non-zero
+    /// exit code: nothing more will be acknowledged, and a restart recovers what was.
+    pub async fn fatal(&self) -> Error {
+        let mut fatal = self.0.fatal.subscribe();
+        let reason = fatal.wait_for(Option::is_some).await;
+        // The sender lives in `self`, so waiting cannot fail while this future exists.
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_else(|| Error::internal("stopped"))
+    }
+
+    /// Asks every table to flush what it has in memory, and waits for it.
+    ///
+    /// # Errors
+    /// The first reason why rows could not be flushed.
+    pub async fn flush(&self) -> Result<()> {
+        self.0.engine.writers().flush().await
+    }
+
+    /// Stops in phases, each with its budget, and tells how it went. Every accepted write is
+    /// answered. Call [`Pools::stop`] afterwards, from a thread that belongs to no pool.
+    pub async fn shutdown(&self) -> Report {
+        self.0.ready.store(false, Ordering::Release);
+        let report = self.0.shutdown.run().await;
+        info!(clean = report.is_clean(), "system stopped");
+        report
+    }
+
+    /// What happens in which phase. The gateway adds its own parts to the same plan.
+    fn plan_shutdown(&self) {
+        let plan = &self.0.shutdown;
+        let engine = self.0.engine.clone();
+        plan.on(Phase::Schedulers, "compactor", move || async move {
+            engine.stop_background();
+            Ok(())
+        });
+        let engine = self.0.engine.clone();
+        plan.on(Phase::Writes, "writes", move || async move {
+            engine.drain().await;
+            Ok(())
+        });
+        if self.0.settings.shutdown.flush {
+            let engine = self.0.engine.clone();
+            plan.on(
+                Phase::Flush,
+                "memtables",
+                move || async move { engine.writers().flush().await },
+            );
+        }
+        let (engine, pools) = (self.0.engine.clone(), self.0.pools.clone());
+        let watchdog = self.0.watchdog.lock().take();
+        plan.on(Phase::Journal, "store", move || async move {
+            engine.stop();
+            let store = engine.store().clone();
+            pools.foreground("close-store", move || store.close()).await?;
+            drop(watchdog);
+            Ok(())
+        });
+    }
+}
+
+/// Reports the first reason only: what follows from it would hide it.
+fn report(fatal: &watch::Sender<Option<Error>>, reason: Error) {
+    fatal.send_if_modified(|current| {
+        let first = current.is_none();
+        if first {
+            *current = Some(reason);
+        }
+        first
+    });
+}
+
+fn open_store(
+    settings: &Settings,
+    env: &Env,
+    pools: &Pools,
+    fatal: &watch::Sender<Option<Error>>,
+) -> Result<Arc<Store>> {
+    let root = settings.server.data_dir.clone();
+    let store = if pools.is_here() {
+        Store::open_stepped(env.clone(), root, settings)?
+    } else {
+        Store::open(env.clone(), root, settings, &mut |progress| {
+            info!(
+                records = progress.records,
+                rows = progress.rows,
+                flushes = progress.flushes,
+                "replaying the log"
+            );
+        })?
+    };
+    let sender = fatal.clone();
+    store.on_poison(move |cause| {
+        report(&sender, cause.context("the store stopped"));
+    });
+    Ok(store)
+}
+
+fn start_supervisor(pools: &Pools, env: &Env, fatal: &watch::Sender<Option<Error>>) -> Supervisor {
+    let sender = fatal.clone();
+    Supervisor::new(pools, env.clock.clone(), move |escalation: Escalation| {
+        let reason = format!("{} panicked: {}", escalation.actor, escalation.reason);
+        let hint = "this is a defect; a restart recovers every acknowledged row";
+        report(&sender, Error::internal(reason).with_hint(hint));
+    })
+}

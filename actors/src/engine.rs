@@ -1,0 +1,256 @@
+//! Wires the write side: catalog, ingest, writers, feed, flusher and compactor over one store.
+//!
+//! This is the part of the system that needs neither SQL nor sockets, so it runs the same
+//! on arbiters and, for simulation, in one `LocalSet` under a clock that a test turns.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kymo_config::Settings;
+use kymo_kernel::Result;
+use kymo_kernel::env::Env;
+use kymo_kernel::message::{Ddl, Durability, Write};
+use kymo_kernel::pools::{Group, Pools};
+use kymo_kernel::port::{Budget, Port};
+use kymo_kernel::storage::Store;
+use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use parking_lot::Mutex;
+
+use crate::catalog::{self, Catalog};
+use crate::cluster::{Membership, Router, SingleNode};
+use crate::compactor::Compactor;
+use crate::feed::{FeedActor, Hub, Publisher};
+use crate::flusher::Flusher;
+use crate::ingest::Ingest;
+use crate::keeper::Keeper;
+use crate::memory::Memory;
+use crate::writer::{self, Writers};
+
+/// Changes of definitions that may wait.
+const DDL_COUNT: usize = 64;
+/// Time that a change of definitions waits for its turn.
+const DDL_WAIT: Duration = Duration::from_secs(10);
+/// Messages that may wait for one actor beside the bytes that bound it.
+const MESSAGES: usize = 65_536;
+/// Bytes of committed rows on their way to the feed.
+const FEED_BYTES: u64 = 8 << 20;
+
+/// The write side, running. Cheap to clone; ends when [`Engine::stop`] is called.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    store: Arc<Store>,
+    writers: Writers,
+    memory: Arc<Memory>,
+    hub: Arc<Hub>,
+    node: Arc<SingleNode>,
+    write: Port<Write>,
+    ddl: Port<Ddl>,
+    running: Mutex<Option<Actors>>,
+    background: Mutex<Option<(Running<Compactor>, Running<Keeper>)>>,
+}
+
+/// Actors live as long as these handles.
+type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>);
+
+impl Engine {
+    /// Starts everything over an opened store, in order: catalog, feed, writers of tables
+    /// that have rows in memory, ingest, compactor.
+    ///
+    /// # Errors
+    /// `invalid_settings` for settings that one process cannot serve.
+    pub fn start(
+        settings: &Settings,
+        env: &Env,
+        pools: &Pools,
+        supervisor: &Supervisor,
+        store: Arc<Store>,
+    ) -> Result<Engine> {
+        let node = Arc::new(SingleNode::new(settings, store.epoch())?);
+        let hub = Arc::new(Hub::default());
+        let feed = start_feed(supervisor, &hub);
+        let publisher = Publisher::new(hub.clone(), feed.port(feed_budget()));
+        let memory = Memory::new(settings.memtable.soft_bytes, settings.memtable.hard_bytes);
+        let context = writer::Context {
+            store: store.clone(),
+            flusher: Flusher::new(store.clone(), pools.clone(), env.clock.clone()),
+            feed: publisher,
+            clock: env.clock.clone(),
+            limits: writer_limits(settings),
+            durability: Durability::from_str(&settings.journal.durability)?,
+        };
+        let wait = Duration::from_millis(settings.ingest.queue_timeout_ms);
+        let append = Budget::bytes(MESSAGES, settings.memtable.queue_bytes, wait);
+        let writers = Writers::new(context, memory.clone(), supervisor.clone(), append);
+        for table in store.recovered() {
+            writers.ports(&table)?;
+        }
+        let catalog = start_catalog(supervisor, settings, &store, &writers);
+        let ddl = catalog.port(Budget { count: DDL_COUNT, wait: DDL_WAIT, ..Budget::count(1) });
+        let ingest = start_ingest(supervisor, &store, &ddl, &writers, node.clone());
+        let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
+        let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
+        let keeper = start_keeper(supervisor, settings, &store, &writers);
+        Ok(Engine(Arc::new(Inner {
+            store,
+            writers,
+            memory,
+            hub,
+            node,
+            write,
+            ddl,
+            running: Mutex::new(Some((feed, catalog, ingest))),
+            background: Mutex::new(Some((compactor, keeper))),
+        })))
+    }
+
+    /// Where rows go.
+    #[must_use]
+    pub fn write(&self) -> &Port<Write> {
+        &self.0.write
+    }
+
+    /// Where changes of definitions go.
+    #[must_use]
+    pub fn ddl(&self) -> &Port<Ddl> {
+        &self.0.ddl
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    /// Where to follow committed rows.
+    #[must_use]
+    pub fn feed(&self) -> &Arc<Hub> {
+        &self.0.hub
+    }
+
+    /// The writers.
+    #[must_use]
+    pub fn writers(&self) -> &Writers {
+        &self.0.writers
+    }
+
+    /// The account of rows in memory.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.0.memory
+    }
+
+    /// Who is in the cluster.
+    #[must_use]
+    pub fn membership(&self) -> Arc<dyn Membership> {
+        self.0.node.clone()
+    }
+
+    /// Who owns which slots.
+    #[must_use]
+    pub fn router(&self) -> Arc<dyn Router> {
+        self.0.node.clone()
+    }
+
+    /// Starts no more merges and stops those that run: their output is garbage.
+    pub fn stop_background(&self) {
+        drop(self.0.background.lock().take());
+    }
+
+    /// Takes no more writes and changes, and completes once every accepted one is answered:
+    /// from the top down, as each waits for the one below.
+    pub async fn drain(&self) {
+        self.0.write.drain().await;
+        self.0.ddl.drain().await;
+        self.0.writers.drain().await;
+    }
+
+    /// Ends the actors and every subscription.
+    pub fn stop(&self) {
+        self.stop_background();
+        self.0.hub.close();
+        drop(self.0.running.lock().take());
+        self.0.writers.stop();
+    }
+}
+
+fn feed_budget() -> Budget {
+    Budget::bytes(MESSAGES, FEED_BYTES, Duration::ZERO)
+}
+
+fn writer_limits(settings: &Settings) -> writer::core::Limits {
+    writer::core::Limits {
+        table_bytes: settings.memtable.table_bytes,
+        max_age: Duration::from_millis(settings.memtable.max_age_ms),
+        max_frozen: settings.memtable.max_frozen.max(1),
+    }
+}
+
+fn start_feed(supervisor: &Supervisor, hub: &Arc<Hub>) -> Running<FeedActor> {
+    let hub = hub.clone();
+    let spec = Spec::new("feed", "feed").restart(Restart::STATELESS);
+    supervisor.start(spec, move || FeedActor::new(hub.clone()))
+}
+
+fn start_catalog(
+    supervisor: &Supervisor,
+    settings: &Settings,
+    store: &Arc<Store>,
+    writers: &Writers,
+) -> Running<Catalog> {
+    let limits = catalog::plan::Limits {
+        max_tables: settings.ingest.max_tables,
+        max_columns: settings.ingest.max_columns,
+    };
+    let (store, writers) = (store.clone(), writers.clone());
+    let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);
+    supervisor.start_once(spec, move || Catalog::new(store, limits, Box::new(writers)))
+}
+
+fn start_ingest(
+    supervisor: &Supervisor,
+    store: &Arc<Store>,
+    ddl: &Port<Ddl>,
+    writers: &Writers,
+    router: Arc<dyn Router>,
+) -> Running<Ingest> {
+    let (store, ddl, writers) = (store.clone(), ddl.clone(), writers.clone());
+    let spec = Spec::new("ingest", "ingest").on(Group::Ingest).restart(Restart::STATELESS);
+    supervisor.start(spec, move || {
+        Ingest::new(store.clone(), ddl.clone(), writers.clone(), router.clone())
+    })
+}
+
+fn start_compactor(
+    supervisor: &Supervisor,
+    settings: &Settings,
+    store: &Arc<Store>,
+    writers: &Writers,
+    pools: &Pools,
+) -> Running<Compactor> {
+    let (store, writers) = (store.clone(), writers.clone());
+    let compaction = settings.compaction.clone();
+    let places = pools.sizes().background;
+    let spec = Spec::new("compactor", "compactor").restart(Restart::BACKGROUND);
+    supervisor.start(spec, move || {
+        Compactor::new(store.clone(), writers.clone(), compaction.clone(), places)
+    })
+}
+
+fn start_keeper(
+    supervisor: &Supervisor,
+    settings: &Settings,
+    store: &Arc<Store>,
+    writers: &Writers,
+) -> Running<Keeper> {
+    let (store, writers, settings) = (store.clone(), writers.clone(), settings.clone());
+    let spec = Spec::new("keeper", "keeper").restart(Restart::BACKGROUND);
+    supervisor.start(spec, move || Keeper::new(store.clone(), writers.clone(), &settings))
+}
+
+#[cfg(test)]
+mod kit;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,411 @@
+//! The write side as a whole, simulated: races, conflicts, pressure, crashes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kymo_kernel::Code;
+use kymo_kernel::env::Clock;
+use kymo_kernel::message::{Ddl, Write};
+use kymo_kernel::schema::TableName;
+
+use super::kit::{Life, World, cpu, integers, rows, rows_of, write};
+use crate::feed::{FeedEvent, TableFilter};
+
+#[test]
+fn an_acknowledged_write_is_readable_at_once() {
+    let world = World::new(1);
+    world.run(async {
+        let life = world.open();
+        let acked = life.write(rows(&cpu(), &[("a", 1, 1.0), ("b", 1, 2.0)])).await.unwrap();
+        assert_eq!(acked.rows, 2);
+        assert!(acked.rejected.is_empty());
+        let version = life.version(&cpu());
+        assert_eq!(Some(version.watermark), acked.position);
+        assert_eq!(life.points(&cpu(), "value").len(), 2);
+    });
+}
+
+#[test]
+fn racing_creations_of_one_table_are_merged() {
+    let world = World::new(2);
+    world.run(async {
+        let life = world.open();
+        let fields = ["f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7"];
+        let writes = fields.map(|field| life.write(rows_of(&cpu(), &[("a", 1, 1.0)], field)));
+        for outcome in join_all(writes).await {
+            assert_eq!(outcome.unwrap().rows, 1);
+        }
+        let catalog = life.engine.store().catalog();
+        assert_eq!(catalog.tables.len(), 1);
+        for field in fields {
+            assert_eq!(life.points(&cpu(), field).len(), 1, "{field}");
+        }
+    });
+}
+
+#[test]
+fn racing_types_of_one_column_keep_one_and_reject_the_other() {
+    let world = World::new(3);
+    world.run(async {
+        let life = world.open();
+        let float = life.write(rows(&cpu(), &[("a", 1, 1.0)]));
+        let integer = life.write(integers(&cpu(), &[("a", 2, Some(1))]));
+        let (float, integer) = futures::join!(float, integer);
+        let (float, integer) = (float.unwrap(), integer.unwrap());
+        assert_eq!(float.rows + integer.rows, 1);
+        let rejected = [float.rejected, integer.rejected].concat();
+        assert_eq!(rejected.len(), 1);
+        assert_eq!(rejected[0].line, 1);
+        assert_eq!(rejected[0].error.code(), Code::TypeConflict);
+    });
+}
+
+#[test]
+fn a_conflict_costs_its_line_or_the_request() {
+    let world = World::new(4);
+    world.run(async {
+        let life = world.open();
+        life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+        let mixed = || integers(&cpu(), &[("a", 2, None), ("a", 3, Some(7)), ("a", 4, None)]);
+        let acked = life.write(mixed()).await.unwrap();
+        assert_eq!((acked.rows, acked.rejected.len()), (2, 1));
+        assert_eq!(acked.rejected[0].line, 2);
+        let all_or_nothing = Write {
+            partial: false,
+            ..write(vec![rows(&TableName::new("kymo", "fresh"), &[("a", 1, 1.0)]), mixed()])
+        };
+        let error = life.engine.write().call(all_or_nothing).await.unwrap_err();
+        assert_eq!(error.code(), Code::TypeConflict);
+        assert!(error.hint().unwrap().starts_with("line 2:"), "{error:?}");
+        let catalog = life.engine.store().catalog();
+        assert!(catalog.table(&TableName::new("kymo", "fresh")).is_none());
+    });
+}
+
+#[test]
+fn without_leave_nothing_is_created() {
+    let world = World::new(5);
+    world.run(async {
+        let life = world.open();
+        let strict = |batch| Write { create: false, ..write(vec![batch]) };
+        let call = |write| life.engine.write().call(write);
+        let error = call(strict(rows(&cpu(), &[("a", 1, 1.0)]))).await.unwrap_err();
+        assert_eq!(error.code(), Code::TableNotFound);
+        let elsewhere = rows(&TableName::new("nowhere", "cpu"), &[("a", 1, 1.0)]);
+        let error = call(strict(elsewhere)).await.unwrap_err();
+        assert_eq!(error.message(), "database not found: \"nowhere\"");
+        life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+        let error = call(strict(rows_of(&cpu(), &[("a", 1, 1.0)], "other"))).await.unwrap_err();
+        assert_eq!(error.code(), Code::ColumnNotFound);
+    });
+}
+
+#[test]
+fn one_column_too_many_costs_the_rows_that_use_it() {
+    let mut world = World::new(6);
+    world.settings.ingest.max_columns = 2;
+    world.run(async {
+        let life = world.open();
+        life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+        let acked = life.write(rows_of(&cpu(), &[("a", 2, 1.0)], "third")).await.unwrap();
+        assert_eq!(acked.rows, 0);
+        assert_eq!(acked.rejected[0].error.code(), Code::LimitReached);
+        assert_eq!(life.write(rows(&cpu(), &[("a", 3, 1.0)])).await.unwrap().rows, 1);
+    });
+}
+
+#[test]
+fn full_memory_turns_writes_away_until_a_flush_makes_room() {
+    let mut world = World::new(7);
+    world.settings.memtable.table_bytes = 1 << 40;
+    world.settings.memtable.soft_bytes = 1 << 40;
+    world.settings.memtable.hard_bytes = 64 << 10;
+    world.run(async {
+        let life = world.open();
+        let fill = |from: i64| {
+            let points: Vec<_> = (from..from + 500).map(|time| ("a", time, 1.0)).collect();
+            life.write(rows(&cpu(), &points))
+        };
+        let mut kept = 0;
+        let refused = loop {
+            match fill(kept).await {
+                Ok(acked) => kept += i64::try_from(acked.rows).unwrap(),
+                Err(error) => break error,
+            }
+            assert!(kept < 100_000, "the hard limit never refuses");
+        };
+        assert_eq!(refused.code(), Code::Busy);
+        life.engine.writers().flush().await.unwrap();
+        assert_eq!(fill(kept).await.unwrap().rows, 500);
+        assert_eq!(life.points(&cpu(), "value").len() as i64, kept + 500);
+    });
+}
+
+#[test]
+fn size_freezes_and_flushes_by_itself() {
+    let mut world = World::new(8);
+    world.settings.memtable.table_bytes = 16 << 10;
+    world.run(async {
+        let life = world.open();
+        for round in 0..20 {
+            let points: Vec<_> = (0..200).map(|row| ("a", round * 200 + row, 1.0)).collect();
+            life.write(rows(&cpu(), &points)).await.unwrap();
+        }
+        wait_until(&world, || life.version(&cpu()).frozen.is_empty()).await;
+        assert!(!life.version(&cpu()).segments.is_empty());
+        assert_eq!(life.points(&cpu(), "value").len(), 4000);
+    });
+}
+
+#[test]
+fn age_flushes_rows_of_a_quiet_table() {
+    let world = World::new(9);
+    world.run(async {
+        let life = world.open();
+        life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+        world.sim.clock.sleep(Duration::from_secs(299)).await;
+        assert!(life.version(&cpu()).segments.is_empty());
+        world.sim.clock.sleep(Duration::from_secs(3)).await;
+        assert_eq!(life.version(&cpu()).segments.len(), 1);
+        assert_eq!(life.engine.memory().total(), 0);
+    });
+}
+
+#[test]
+fn a_killed_process_keeps_what_it_acknowledged() {
+    let world = World::new(10);
+    world.run(async {
+        let life = world.open();
+        for time in 0..50 {
+            life.write(rows(&cpu(), &[("a", time, 1.0), ("b", time, 2.0)])).await.unwrap();
+            if time == 20 {
+                life.engine.writers().flush().await.unwrap();
+            }
+        }
+        drop(life);
+    });
+    world.sim.disk.crash(10);
+    world.run(async {
+        let life = world.open();
+        assert_eq!(life.points(&cpu(), "value").len(), 100);
+        assert_eq!(life.write(rows(&cpu(), &[("a", 100, 1.0)])).await.unwrap().rows, 1);
+        assert_eq!(life.points(&cpu(), "value").len(), 101);
+    });
+}
+
+#[test]
+fn a_table_may_be_dropped_while_it_is_written_to() {
+    let world = World::new(11);
+    world.run(async {
+        let life = world.open();
+        life.write(rows(&cpu(), &[("a", 0, 1.0)])).await.unwrap();
+        let strict =
+            |time| Write { create: false, ..write(vec![rows(&cpu(), &[("a", time, 1.0)])]) };
+        let writes = (1..20).map(|time| life.engine.write().call(strict(time)));
+        let ddl = Ddl::DropTable { name: cpu(), if_exists: false };
+        let (outcomes, dropped) = futures::join!(join_all(writes), life.engine.ddl().call(ddl));
+        assert!(dropped.unwrap().changed);
+        for outcome in outcomes {
+            // Each is answered: kept before the drop, or told that the table is gone.
+            if let Err(error) = outcome {
+                assert_eq!(error.code(), Code::TableNotFound);
+            }
+        }
+        wait_until(&world, || life.engine.memory().total() == 0).await;
+        // The name comes back as a new, empty table.
+        life.write(rows(&cpu(), &[("b", 9, 9.0)])).await.unwrap();
+        assert_eq!(life.points(&cpu(), "value").len(), 1);
+    });
+}
+
+#[test]
+fn draining_answers_every_accepted_write() {
+    let world = World::new(12);
+    world.run(async {
+        let life = world.open();
+        let accepted: Vec<_> = (0..30)
+            .map(|time| {
+                life.engine.write().try_call(write(vec![rows(&cpu(), &[("a", time, 1.0)])]))
+            })
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let (outcomes, ()) = futures::join!(join_all(accepted), life.engine.drain());
+        assert!(outcomes.iter().all(Result::is_ok));
+        let late = life.write(rows(&cpu(), &[("a", 99, 1.0)])).await.unwrap_err();
+        assert_eq!(late.code(), Code::ShuttingDown);
+        assert_eq!(life.points(&cpu(), "value").len(), 30);
+    });
+}
+
+#[test]
+fn the_feed_tells_what_was_committed_in_order() {
+    let world = World::new(13);
+    world.run(async {
+        let life = world.open();
+        let mut subscription = life.engine.feed().subscribe(TableFilter::All, 1 << 20);
+        for time in 0..5 {
+            life.write(rows(&cpu(), &[("a", time, 1.0)])).await.unwrap();
+        }
+        let mut last = None;
+        for _ in 0..5 {
+            let Some(FeedEvent::Committed(rows)) = subscription.recv().await else {
+                panic!("rows expected");
+            };
+            assert!(last < Some(rows.position));
+            last = Some(rows.position);
+        }
+    });
+}
+
+#[test]
+fn small_segments_are_merged_and_keep_their_rows() {
+    let mut world = World::new(14);
+    world.settings.compaction.interval_ms = 1000;
+    world.run(async {
+        let life = world.open();
+        let mut expected = BTreeMap::new();
+        for round in 0..8 {
+            for time in 0..10 {
+                expected.insert(("a".to_owned(), time), f64::from(round));
+            }
+            let points: Vec<_> = (0..10).map(|time| ("a", time, f64::from(round))).collect();
+            life.write(rows(&cpu(), &points)).await.unwrap();
+            life.engine.writers().flush().await.unwrap();
+        }
+        wait_until(&world, || life.version(&cpu()).segments.len() < 4).await;
+        assert_eq!(life.points(&cpu(), "value"), expected);
+    });
+}
+
+#[test]
+fn many_lives_under_one_seed_lose_nothing() {
+    for seed in 0..seeds() {
+        one_history(seed);
+    }
+}
+
+fn seeds() -> u64 {
+    std::env::var("KYMO_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+/// Writes, flushes, waits, crashes and reopens by the seed, against a map of what was
+/// acknowledged and what may have been kept.
+fn one_history(seed: u64) {
+    let mut world = World::new(seed);
+    world.settings.memtable.table_bytes = 8 << 10;
+    world.settings.journal.file_bytes = 16 << 10;
+    world.settings.compaction.interval_ms = 50;
+    let mut dice = Dice(seed);
+    let mut oracle = Oracle::default();
+    for life in 0..3 {
+        world.run(async {
+            let life = world.open();
+            oracle.check(seed, &life);
+            for _ in 0..40 {
+                step(&world, &life, &mut dice, &mut oracle).await;
+            }
+            oracle.check(seed, &life);
+            // Writes that are under way when the process dies may or may not survive.
+            let pending: Vec<_> = (0..3).map(|_| oracle.unsure(&mut dice)).collect();
+            for (host, time, value) in pending {
+                let call = write(vec![rows(&cpu(), &[(host, time, value)])]);
+                drop(life.engine.write().try_call(call));
+            }
+        });
+        world.sim.disk.crash(seed * 31 + life);
+    }
+    world.run(async {
+        let life = world.open();
+        oracle.check(seed, &life);
+    });
+}
+
+async fn step(world: &World, life: &Life, dice: &mut Dice, oracle: &mut Oracle) {
+    match dice.below(10) {
+        0 => life.engine.writers().flush().await.unwrap(),
+        1 => world.sim.clock.sleep(Duration::from_millis(dice.below(200))).await,
+        _ => {
+            let batches: Vec<Vec<_>> = (0..1 + dice.below(3))
+                .map(|_| (0..1 + dice.below(30)).map(|_| oracle.point(dice)).collect())
+                .collect();
+            let writes = batches.iter().map(|points| life.write(rows(&cpu(), points)));
+            let outcomes = join_all(writes).await;
+            for (points, outcome) in batches.into_iter().zip(outcomes) {
+                let acked = outcome.unwrap();
+                assert_eq!(acked.rows, points.len() as u64);
+                for (host, time, value) in points {
+                    oracle.kept.entry((host.to_owned(), time)).or_default().push(value);
+                    oracle.kept.entry((host.to_owned(), time)).or_default().retain(|v| *v >= value);
+                }
+            }
+        }
+    }
+}
+
+/// What a reader may see: for each point the values it may have.
+#[derive(Default)]
+struct Oracle {
+    kept: BTreeMap<(String, i64), Vec<f64>>,
+    maybe: BTreeMap<(String, i64), Vec<f64>>,
+    next: f64,
+}
+
+impl Oracle {
+    /// A point to write: values grow, so that a later write is known by a larger value.
+    fn point(&mut self, dice: &mut Dice) -> (&'static str, i64, f64) {
+        self.next += 1.0;
+        let host = ["a", "b", "c"][usize::try_from(dice.below(3)).unwrap()];
+        (host, i64::try_from(dice.below(400)).unwrap() * 1_000_000_000, self.next)
+    }
+
+    fn unsure(&mut self, dice: &mut Dice) -> (&'static str, i64, f64) {
+        let (host, time, value) = self.point(dice);
+        self.maybe.entry((host.to_owned(), time)).or_default().push(value);
+        (host, time, value)
+    }
+
+    fn check(&self, seed: u64, life: &Life) {
+        let Some(_) = life.engine.store().catalog().table(&cpu()) else {
+            assert!(self.kept.is_empty(), "seed {seed}: the table is gone");
+            return;
+        };
+        let stored = life.points(&cpu(), "value");
+        for (key, values) in &self.kept {
+            let Some(value) = stored.get(key) else { panic!("seed {seed}: lost {key:?}") };
+            let maybe = self.maybe.get(key).is_some_and(|maybe| maybe.contains(value));
+            assert!(
+                maybe || values.contains(value),
+                "seed {seed}: {key:?} is {value}, not {values:?}"
+            );
+        }
+        for (key, value) in &stored {
+            let maybe = self.maybe.get(key).is_some_and(|maybe| maybe.contains(value));
+            assert!(maybe || self.kept.contains_key(key), "seed {seed}: nobody wrote {key:?}");
+        }
+    }
+}
+
+/// SplitMix64, as in the simulated world.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// Lets virtual time pass until something holds.
+async fn wait_until(world: &World, holds: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if holds() {
+            return;
+        }
+        world.sim.clock.sleep(Duration::from_millis(10)).await;
+    }
+    panic!("did not come to pass within 100 s");
+}
