@@ -1,4 +1,5 @@
 //! What benches and comparisons share: generators of data that a seed repeats.
 
 pub mod load;
+pub mod rows;
 pub mod tsbs;
