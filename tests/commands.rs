@@ -138,26 +138,3 @@ fn status_shows_tables() {
     let json = succeeds(&mut kymo(&server, &["status", "--json"]), "");
     assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap().is_object());
 }
-
-#[test]
-fn settings_are_printed_and_refused_before_anything_starts() {
-    let binary = server::binary();
-    let output = Command::new(&binary)
-        .args(["start", "--print-config", "--http-port", "9"])
-        .env("KYMO__AUTH__ADMIN_PASSWORD", "hush")
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && said.contains("http_port = 9"), "{said}");
-    assert!(said.contains("[redacted]") && !said.contains("hush"), "{said}");
-
-    let output = Command::new(&binary)
-        .args(["start", "--durability", "never", "--no-auth", "--http-host", "0.0.0.0"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    for part in ["2 problems", "flag --durability", "every_write", "flag --http-host"] {
-        assert!(said.contains(part), "{part} is missing in {said}");
-    }
-}

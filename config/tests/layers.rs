@@ -1,5 +1,6 @@
 //! The layers from the outside: who wins, what is refused, and that the files beside the
 //! crate tell the truth.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::path::{Path, PathBuf};
 

@@ -14,12 +14,6 @@
 //! assert_eq!(count, 1);
 //! # }
 //! ```
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "support code of tests: a failure is a failed test, and it runs in the real world"
-)]
 
 pub mod clients;
 pub mod ledger;
