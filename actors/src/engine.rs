@@ -217,9 +217,10 @@ fn start_ingest(
     router: Arc<dyn Router>,
 ) -> Running<Ingest> {
     let (store, ddl, writers) = (store.clone(), ddl.clone(), writers.clone());
+    let pools = supervisor.pools().clone();
     let spec = Spec::new("ingest", "ingest").on(Group::Ingest).restart(Restart::STATELESS);
     supervisor.start(spec, move || {
-        Ingest::new(store.clone(), ddl.clone(), writers.clone(), router.clone())
+        Ingest::new(store.clone(), ddl.clone(), writers.clone(), router.clone(), pools.clone())
     })
 }
 

@@ -14,9 +14,11 @@ use futures::future::join_all;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::ids::{Position, TableId};
 use kymo_kernel::message::{Acked, Append, Ddl, Durability, RejectedRow, Write};
+use kymo_kernel::pools::Pools;
 use kymo_kernel::port::Port;
 use kymo_kernel::schema::{TableBatch, TableDef, TableOptions, TableSchema};
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::log::Record;
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -36,6 +38,9 @@ const MAX_ROUNDS: usize = 8;
 /// How many definitions are kept prepared.
 const MAX_KNOWN: usize = 4096;
 
+/// Rows below this size are encoded within the turn, larger ones by the foreground pool.
+const ENCODE_HERE: usize = 32 << 10;
+
 /// The actor.
 #[derive(Clone)]
 pub struct Ingest(Arc<Shared>);
@@ -45,6 +50,7 @@ struct Shared {
     catalog: Port<Ddl>,
     writers: Writers,
     router: Arc<dyn Router>,
+    pools: Pools,
     known: Mutex<HashMap<TableId, Arc<Known>>>,
 }
 
@@ -56,9 +62,10 @@ impl Ingest {
         catalog: Port<Ddl>,
         writers: Writers,
         router: Arc<dyn Router>,
+        pools: Pools,
     ) -> Self {
         let known = Mutex::new(HashMap::new());
-        Ingest(Arc::new(Shared { store, catalog, writers, router, known }))
+        Ingest(Arc::new(Shared { store, catalog, writers, router, pools, known }))
     }
 }
 
@@ -71,7 +78,7 @@ impl Actor for Ingest {
 impl Handle<Write> for Ingest {
     fn handle(&mut self, message: Write, reply: Reply<Write>, cx: &mut Cx<Self>) {
         let shared = self.0.clone();
-        cx.then(async move { shared.write(message).await }, |_, outcome, _| reply.send(outcome));
+        cx.answer(reply, async move { shared.write(message).await });
     }
 }
 
@@ -225,8 +232,15 @@ impl Shared {
         batch: arrow::array::RecordBatch,
         durability: Option<Durability>,
     ) -> Result<Position> {
-        let port = self.writers.port(def)?;
-        port.call(Append { batch, durability }).await
+        let (id, version) = (def.id, def.schema.version);
+        let record = if batch.get_array_memory_size() < ENCODE_HERE {
+            Record::encode(id, version, &batch)?
+        } else {
+            let batch = batch.clone();
+            let encode = move || Record::encode(id, version, &batch);
+            self.pools.foreground("encode", encode).await??
+        };
+        self.writers.port(def)?.call(Append { batch, record, durability }).await
     }
 }
 

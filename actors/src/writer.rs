@@ -93,6 +93,8 @@ pub struct Context {
 struct Waiting {
     ticket: u64,
     batch: RecordBatch,
+    /// Taken when it is handed to the journal.
+    record: Option<Record>,
     durability: Durability,
     reply: Reply<Append>,
 }
@@ -183,26 +185,16 @@ impl Writer {
     }
 
     fn submit(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
-        let append = self.queue.get(self.with_journal)?;
+        let append = self.queue.get_mut(self.with_journal)?;
         let (ticket, durability) = (append.ticket, append.durability);
+        let group = RecordGroup::of(append.record.take()?);
         let poster = cx.poster();
         let done = move |outcome| {
             poster.post(move |writer: &mut Writer, cx| writer.answered(ticket, outcome, cx));
         };
-        let table = self.state.table();
-        match Record::encode(table.id, table.schema.version, &append.batch) {
-            Ok(record) => {
-                self.with_journal += 1;
-                let group = RecordGroup::of(record);
-                self.context.store.log().append(group, durability, Box::new(done));
-                None
-            }
-            Err(error) => {
-                let append = self.queue.remove(self.with_journal)?;
-                append.reply.fail(error);
-                Some(Event::Refused)
-            }
-        }
+        self.with_journal += 1;
+        self.context.store.log().append(group, durability, Box::new(done));
+        None
     }
 
     /// The journal's answer. Positions come in the order of the appends; a refusal may
@@ -375,7 +367,8 @@ impl Handle<Append> for Writer {
         let durability = message.durability.unwrap_or(self.context.durability);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.queue.push_back(Waiting { ticket, batch: message.batch, durability, reply });
+        let Append { batch, record, .. } = message;
+        self.queue.push_back(Waiting { ticket, batch, record: Some(record), durability, reply });
         self.on(Event::Arrived { memory_full: self.meter.full() }, cx);
     }
 }

@@ -20,6 +20,7 @@ use crate::cancel::CancelToken;
 use crate::error::{Code, Error, Result};
 use crate::ids::{MetaVersion, Position, TableId};
 use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
+use crate::storage::log::Record;
 use crate::user::User;
 
 /// Something an actor can be asked.
@@ -116,6 +117,8 @@ pub struct RejectedRow {
 pub struct Append {
     /// The rows, with the table's column names and Arrow types; any subset of the columns.
     pub batch: RecordBatch,
+    /// The same rows as the log keeps them, encoded by the sender so that writers only queue.
+    pub record: Record,
     /// When to acknowledge; the server's setting where absent.
     pub durability: Option<Durability>,
 }
@@ -124,7 +127,7 @@ impl Message for Append {
     type Reply = Position;
 
     fn weight(&self) -> usize {
-        self.batch.get_array_memory_size()
+        self.batch.get_array_memory_size() + self.record.payload.len()
     }
 }
 
