@@ -182,7 +182,6 @@ pub fn run(
     for input in &job.inputs {
         check(cancel)?;
         let reader = input.reader()?;
-        reader.verify()?;
         sources.push(Box::new(reader.scan(&Scan::all(columns.clone(), MERGE_ROWS))?));
     }
     let schema = Arc::new(job.table.schema.clone());

@@ -89,7 +89,9 @@ pub struct SegmentMeta {
     pub seq_range: (Position, Position),
     /// How many times its rows were merged: 0 for a flush.
     pub level: u8,
-    /// CRC32C of the whole file.
+    /// Where the last part of the file begins, which holds the footer.
+    pub footer: u64,
+    /// CRC32C of that part; it leads to the checksums of everything before it.
     pub checksum: u32,
     /// The times of those of its rows that may repeat the tags and time of a row of an
     /// older segment; `None` where no row does. A scan compares nothing else.

@@ -6,6 +6,7 @@
 //! Nothing in them is private: any Parquet reader opens one and sees plain columns with
 //! plain types; the index from series to rows is an extra that other readers pass over.
 
+pub mod blocks;
 pub mod encoding;
 pub mod index;
 pub mod read;
@@ -19,3 +20,6 @@ pub use index::{SeriesIndex, TagFilter};
 pub use read::{Scan, SegmentReader};
 pub use store::{LocalSegments, SegmentBytes, SegmentStore, Upload};
 pub use write::{Origin, SegmentWriter, Target, flush};
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
 use crate::storage::key;
+use crate::storage::segment::blocks::read_part;
 use crate::storage::segment::store::SegmentBytes;
 
 /// The key of the file's metadata that holds [`Place`] as JSON.
@@ -275,23 +276,14 @@ fn take_number(bytes: &mut &[u8]) -> Result<u64> {
     Err(damaged())
 }
 
-/// The largest block or directory that is believed, against damaged lengths.
-const MAX_PART: u64 = 1 << 30;
-
 fn read_verified(
     bytes: &dyn SegmentBytes,
     offset: u64,
     length: u64,
     checksum: u32,
 ) -> Result<Vec<u8>> {
-    if length > MAX_PART {
-        return Err(damaged());
-    }
-    let mut part = vec![0; length as usize];
-    let read = bytes
-        .read_at(&mut part, offset)
-        .map_err(|error| Error::io("read the series index", error))?;
-    if read == part.len() && crc32c::crc32c(&part) == checksum { Ok(part) } else { Err(damaged()) }
+    let part = read_part(bytes, offset, length)?;
+    if crc32c::crc32c(&part) == checksum { Ok(part) } else { Err(damaged()) }
 }
 
 fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
@@ -299,7 +291,8 @@ fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn damaged() -> Error {
-    Error::new(Code::Corrupt, "the series index does not verify")
+    Error::new(Code::Corrupt, "its series index does not verify")
+        .with_hint("restore the file from a backup, or run `kymo repair`")
 }
 
 /// Which series are wanted: for each tag named, the values allowed.

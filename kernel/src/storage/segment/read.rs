@@ -2,17 +2,20 @@
 //!
 //! Opening reads the footer, the page index and the directory of the series index, and
 //! keeps them; a reader is then cheap to clone and reads only the pages that hold wanted
-//! rows. Columns are found by their id, so a renamed column keeps its values; one that the
+//! rows. Every byte is checked before it is decoded: decoders of damaged bytes may panic, or
+//! worse, succeed. Columns are found by their id, so a renamed column keeps its values; one that the
 //! file lacks is NULL.
 
 use std::io::{self, Read};
 use std::iter;
+use std::ops::ControlFlow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::datatypes::{Field, Schema, SchemaRef};
-use bytes::Bytes;
+use bytes::buf::Reader;
+use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
@@ -22,12 +25,14 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::reader::{ChunkReader, Length};
+use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, Result};
 use crate::ids::TimeRange;
 use crate::schema::{ColumnKind, FIELD_ID_KEY};
 use crate::storage::meta::SegmentMeta;
-use crate::storage::segment::index::{self, Place, SeriesIndex, TagFilter};
+use crate::storage::segment::blocks::{self, Checked};
+use crate::storage::segment::index::{self, SeriesIndex, TagFilter};
 use crate::storage::segment::store::{SegmentBytes, SegmentStore};
 
 /// An open segment.
@@ -36,7 +41,7 @@ pub struct SegmentReader(Arc<Open>);
 
 struct Open {
     meta: Arc<SegmentMeta>,
-    bytes: Arc<dyn SegmentBytes>,
+    checked: Arc<Checked>,
     arrow: ArrowReaderMetadata,
     index: SeriesIndex,
 }
@@ -83,9 +88,9 @@ impl SegmentReader {
                 format_args!("it has {size} bytes, the metadata says {}", meta.bytes),
             ));
         }
-        let source = Source { bytes: bytes.clone(), size };
+        let tail = Tail::read(bytes.as_ref(), meta)?;
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
-        let arrow = ArrowReaderMetadata::load(&source, options)
+        let arrow = ArrowReaderMetadata::load(&tail, options)
             .map_err(|error| from_parquet(&meta.path, error))?;
         let rows = arrow.metadata().file_metadata().num_rows();
         if u64::try_from(rows) != Ok(meta.rows) {
@@ -94,9 +99,9 @@ impl SegmentReader {
                 format_args!("it has {rows} rows, the metadata says {}", meta.rows),
             ));
         }
-        let index = load_index(bytes.as_ref(), &arrow, meta)
-            .map_err(|error| error.context(read_of(&meta.path)))?;
-        Ok(SegmentReader(Arc::new(Open { meta: meta.clone(), bytes, arrow, index })))
+        let (checked, index) =
+            load_extras(bytes, &arrow, meta).map_err(|error| error.context(read_of(&meta.path)))?;
+        Ok(SegmentReader(Arc::new(Open { meta: meta.clone(), checked, arrow, index })))
     }
 
     /// What the metadata of the store says of it.
@@ -120,7 +125,7 @@ impl SegmentReader {
     /// The bytes, for walking the series index.
     #[must_use]
     pub fn bytes(&self) -> &dyn SegmentBytes {
-        self.0.bytes.as_ref()
+        self.0.checked.bytes()
     }
 
     /// The index from series to rows.
@@ -201,7 +206,7 @@ impl SegmentReader {
     /// The bytes as Parquet's readers want them.
     #[must_use]
     pub fn source(&self) -> Source {
-        Source { bytes: self.0.bytes.clone(), size: self.0.meta.bytes }
+        Source(self.0.checked.clone())
     }
 
     /// The row groups that hold any of the rows, and which of theirs are wanted; `None` for
@@ -246,45 +251,39 @@ impl SegmentReader {
         (ProjectionMask::leaves(self.0.arrow.parquet_schema(), leaves), places)
     }
 
-    /// Reads the whole file and compares it with the checksum of the metadata.
+    /// Reads the whole file and checks it.
     ///
     /// # Errors
     /// `corrupt` naming the file, `io_error`.
     pub fn verify(&self) -> Result<()> {
-        let mut checksum = 0;
-        let mut buffer = vec![0; 1 << 20];
-        let mut offset = 0;
-        while offset < self.0.meta.bytes {
-            let read = self
-                .bytes()
-                .read_at(&mut buffer, offset)
-                .map_err(|error| Error::io(read_of(&self.0.meta.path), error))?;
-            if read == 0 {
-                break;
-            }
-            checksum = crc32c::crc32c_append(checksum, &buffer[..read]);
-            offset += read as u64;
-        }
-        if offset == self.0.meta.bytes && checksum == self.0.meta.checksum {
-            return Ok(());
-        }
-        Err(corrupt(&self.0.meta.path, format_args!("its checksum differs from the metadata's")))
+        let named = |error: Error| error.context(read_of(&self.0.meta.path));
+        Tail::read(self.bytes(), &self.0.meta)?;
+        self.0.checked.verify().map_err(named)?;
+        let visit = &mut |_: &[u8], _: Range<u64>| Ok(ControlFlow::Continue(()));
+        self.0.index.walk(self.bytes(), &[], visit).map_err(named)
     }
 }
 
-fn load_index(
-    bytes: &dyn SegmentBytes,
+fn load_extras(
+    bytes: Arc<dyn SegmentBytes>,
     arrow: &ArrowReaderMetadata,
     meta: &SegmentMeta,
-) -> Result<SeriesIndex> {
+) -> Result<(Arc<Checked>, SeriesIndex)> {
+    let place: index::Place = described(arrow, index::KEY)?;
+    let index = SeriesIndex::load(bytes.as_ref(), &place, meta.rows)?;
+    let place: blocks::Place = described(arrow, blocks::KEY)?;
+    let checked = Checked::load(bytes, &place)?;
+    Ok((Arc::new(checked), index))
+}
+
+/// What the footer says of an extra part of the file.
+fn described<T: DeserializeOwned>(arrow: &ArrowReaderMetadata, key: &str) -> Result<T> {
     let pairs = arrow.metadata().file_metadata().key_value_metadata();
-    let text = pairs
-        .and_then(|pairs| pairs.iter().find(|pair| pair.key == index::KEY))
+    pairs
+        .and_then(|pairs| pairs.iter().find(|pair| pair.key == key))
         .and_then(|pair| pair.value.as_deref())
-        .ok_or_else(|| Error::new(Code::Corrupt, "the file has no series index"))?;
-    let place: Place = serde_json::from_str(text)
-        .map_err(|_| Error::new(Code::Corrupt, "the place of the series index does not parse"))?;
-    SeriesIndex::load(bytes, &place, meta.rows)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .ok_or_else(|| Error::new(Code::Corrupt, format!("its footer has no valid {key}")))
 }
 
 fn same_column(own: &Field, wanted: &Field) -> bool {
@@ -374,16 +373,62 @@ impl Iterator for SegmentScan {
     }
 }
 
-/// The bytes of a segment for Parquet's readers.
-#[derive(Clone)]
-pub struct Source {
-    bytes: Arc<dyn SegmentBytes>,
-    size: u64,
+/// The last part of a file, with footer and page index, checked and in memory.
+struct Tail {
+    start: u64,
+    bytes: Bytes,
 }
+
+impl Tail {
+    fn read(bytes: &dyn SegmentBytes, meta: &SegmentMeta) -> Result<Tail> {
+        let length = meta.bytes.checked_sub(meta.footer);
+        let length =
+            length.ok_or_else(|| corrupt(&meta.path, "its footer begins behind its end"))?;
+        let mut tail = vec![0; length as usize];
+        let read = bytes
+            .read_at(&mut tail, meta.footer)
+            .map_err(|error| Error::io(read_of(&meta.path), error))?;
+        if read != tail.len() || crc32c::crc32c(&tail) != meta.checksum {
+            return Err(corrupt(&meta.path, "its footer does not match its checksum"));
+        }
+        Ok(Tail { start: meta.footer, bytes: tail.into() })
+    }
+
+    fn part(&self, start: u64, length: usize) -> Option<Bytes> {
+        let from = usize::try_from(start.checked_sub(self.start)?).ok()?;
+        let to = from.checked_add(length).filter(|to| *to <= self.bytes.len())?;
+        Some(self.bytes.slice(from..to))
+    }
+}
+
+impl Length for Tail {
+    fn len(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+impl ChunkReader for Tail {
+    type T = Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Reader<Bytes>> {
+        let rest = self.len().saturating_sub(start) as usize;
+        self.get_bytes(start, rest).map(Buf::reader)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        self.part(start, length).ok_or_else(|| {
+            ParquetError::EOF(format!("bytes {start}+{length} are no part of the footer"))
+        })
+    }
+}
+
+/// The row groups of a segment for Parquet's readers. Whatever is read is checked first.
+#[derive(Clone)]
+pub struct Source(Arc<Checked>);
 
 impl Length for Source {
     fn len(&self) -> u64 {
-        self.size
+        self.0.covered()
     }
 }
 
@@ -391,20 +436,11 @@ impl ChunkReader for Source {
     type T = SourceRead;
 
     fn get_read(&self, start: u64) -> parquet::errors::Result<SourceRead> {
-        Ok(SourceRead { source: self.clone(), at: start })
+        Ok(SourceRead { source: self.clone(), at: start, ready: Bytes::new() })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
-        let end = start.checked_add(length as u64);
-        if end.is_none_or(|end| end > self.size) {
-            return Err(ParquetError::EOF(format!("bytes {start}+{length} of {}", self.size)));
-        }
-        let mut buffer = vec![0; length];
-        let read = self.bytes.read_at(&mut buffer, start)?;
-        if read < length {
-            return Err(ParquetError::EOF(format!("bytes {start}+{length}, only {read} there")));
-        }
-        Ok(buffer.into())
+        self.0.read(start, length).map_err(|error| ParquetError::External(Box::new(error)))
     }
 }
 
@@ -412,13 +448,22 @@ impl ChunkReader for Source {
 pub struct SourceRead {
     source: Source,
     at: u64,
+    ready: Bytes,
 }
+
+/// How much is read ahead.
+const READ_AHEAD: u64 = 64 << 10;
 
 impl Read for SourceRead {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.source.bytes.read_at(buffer, self.at)?;
-        self.at += read as u64;
-        Ok(read)
+        if self.ready.is_empty() {
+            let rest = self.source.len().saturating_sub(self.at).min(READ_AHEAD);
+            self.ready = self.source.0.read(self.at, rest as usize).map_err(io::Error::other)?;
+            self.at += rest;
+        }
+        let count = buffer.len().min(self.ready.len());
+        self.ready.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
     }
 }
 
@@ -434,8 +479,8 @@ fn corrupt(path: &str, what: impl std::fmt::Display) -> Error {
 /// An error of Parquet's, told apart into trouble with the disk and damaged bytes.
 pub(super) fn from_parquet(path: &str, error: ParquetError) -> Error {
     match error {
-        ParquetError::External(inner) => match inner.downcast::<io::Error>() {
-            Ok(error) => Error::io(read_of(path), *error),
+        ParquetError::External(inner) => match inner.downcast::<Error>() {
+            Ok(error) => error.context(read_of(path)),
             Err(error) => corrupt(path, error),
         },
         error => corrupt(path, error),

@@ -14,6 +14,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use ulid::Ulid;
 use xxhash_rust::xxh64::xxh64;
 
@@ -25,6 +26,7 @@ use crate::schema::TableDef;
 use crate::storage::key;
 use crate::storage::late::times;
 use crate::storage::meta::SegmentMeta;
+use crate::storage::segment::blocks::{self, BlockSums};
 use crate::storage::segment::encoding::{Encoding, SAMPLE_ROWS, properties};
 use crate::storage::segment::index::{self, IndexBuilder};
 use crate::storage::segment::runs::SeriesRuns;
@@ -298,12 +300,19 @@ impl SegmentWriter {
         let path = self.path;
         let failed = |error| write_failed(&path, error);
         writer.flush().map_err(failed)?;
-        let (bytes, place) = self.index.finish(writer.bytes_written() as u64)?;
-        writer.write_all(&bytes).map_err(|error| write_failed(&path, error.into()))?;
-        let place = serde_json::to_string(&place)
-            .map_err(|error| Error::internal(format!("describe a series index: {error}")))?;
+        writer.sync().map_err(|error| write_failed(&path, error.into()))?;
+        let covered = writer.bytes_written() as u64;
+        let blocks = std::mem::take(&mut writer.inner_mut().blocks);
+        let (mut extras, index) = self.index.finish(covered)?;
+        let (table, blocks) = blocks.finish(covered, covered + extras.len() as u64);
+        extras.extend_from_slice(&table);
+        writer.write_all(&extras).map_err(|error| write_failed(&path, error.into()))?;
+        writer.sync().map_err(|error| write_failed(&path, error.into()))?;
+        let footer_at = writer.bytes_written() as u64;
+        writer.inner_mut().checksum = 0;
         let pairs = [
-            (index::KEY, place),
+            (index::KEY, describe(&index)?),
+            (blocks::KEY, describe(&blocks)?),
             ("kymo.table", self.table.name.to_string()),
             ("kymo.schema_version", self.table.schema.version.to_string()),
         ];
@@ -327,11 +336,17 @@ impl SegmentWriter {
             partition: origin.positions.1.partition,
             seq_range: origin.positions,
             level: origin.level,
+            footer: footer_at,
             checksum,
             late: origin.late,
             columns: stats::of(&footer, &self.columns, &self.facts.nan),
         })
     }
+}
+
+fn describe<T: Serialize>(place: &T) -> Result<String> {
+    serde_json::to_string(place)
+        .map_err(|error| Error::internal(format!("describe a part of a segment: {error}")))
 }
 
 fn write_failed(path: &str, error: ParquetError) -> Error {
@@ -349,13 +364,15 @@ struct Sink {
     /// `None` once published.
     upload: Option<BufWriter<Box<dyn Upload>>>,
     bytes: u64,
+    /// Of the bytes since it was last set to 0.
     checksum: u32,
+    blocks: BlockSums,
 }
 
 impl Sink {
     fn new(upload: Box<dyn Upload>) -> Self {
         let upload = Some(BufWriter::with_capacity(BUFFER, upload));
-        Sink { upload, bytes: 0, checksum: 0 }
+        Sink { upload, bytes: 0, checksum: 0, blocks: BlockSums::default() }
     }
 
     fn publish(&mut self, path: &str) -> Result<(u64, u32)> {
@@ -375,6 +392,7 @@ impl Write for Sink {
         upload.ok_or_else(|| io::Error::other("the segment is published"))?.write_all(bytes)?;
         self.bytes += bytes.len() as u64;
         self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+        self.blocks.add(bytes);
         Ok(bytes.len())
     }
 
