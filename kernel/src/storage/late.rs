@@ -164,3 +164,83 @@ fn add_by_row(tags: &TagArray, seed: u64, out: &mut [u64]) -> Result<()> {
 fn hash_value(values: &StringArray, code: usize, seed: u64) -> u64 {
     if values.is_null(code) { 0 } else { xxh64(values.value(code).as_bytes(), seed) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::model::{Row, Rows, rows, table};
+
+    fn rows_at(series: &str, at: &[i64]) -> RecordBatch {
+        let row = |time: &i64| Row {
+            a: Some(series.to_owned()),
+            b: None,
+            time: *time,
+            float: None,
+            int: None,
+            text: None,
+        };
+        Rows { rows: at.iter().map(row).collect(), columns: 0xff }.batch()
+    }
+
+    fn range(first: i64, last: i64) -> Option<TimeRange> {
+        Some(TimeRange { first, last })
+    }
+
+    #[test]
+    fn series_are_followed_apart() {
+        let schema = table(false).schema;
+        let mut last = LastTimes::new(i64::MIN, 100);
+        assert_eq!(last.observe(&schema, &rows_at("x", &[1, 2, 9])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("y", &[1, 2])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("x", &[9, 4, 10])).unwrap(), range(4, 9));
+        assert_eq!(last.observe(&schema, &rows_at("y", &[3])).unwrap(), None);
+    }
+
+    #[test]
+    fn an_unknown_series_is_late_up_to_the_floor() {
+        let schema = table(false).schema;
+        let mut last = LastTimes::new(5, 100);
+        assert_eq!(last.observe(&schema, &rows_at("x", &[5])).unwrap(), range(5, 5));
+        assert_eq!(last.observe(&schema, &rows_at("y", &[6])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("z", &[1, 3])).unwrap(), range(1, 3));
+    }
+
+    #[test]
+    fn too_many_series_only_make_more_rows_late() {
+        let schema = table(false).schema;
+        let mut last = LastTimes::new(i64::MIN, 2);
+        for series in ["x", "y", "z"] {
+            assert_eq!(last.observe(&schema, &rows_at(series, &[7])).unwrap(), None);
+        }
+        assert!(last.newest.len() <= 2);
+        assert_eq!(last.observe(&schema, &rows_at("new", &[7])).unwrap(), range(7, 7));
+        assert_eq!(last.observe(&schema, &rows_at("new", &[8])).unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_that_repeats_is_missed(
+            writes in proptest::collection::vec(rows(), 0..8),
+            limit in 1..6usize,
+        ) {
+            let schema = table(false).schema;
+            let mut last = LastTimes::new(i64::MIN, limit);
+            let mut newest: BTreeMap<(Option<String>, Option<String>), i64> = BTreeMap::new();
+            for write in &writes {
+                let late = last.observe(&schema, &write.batch()).unwrap();
+                for row in write.seen() {
+                    let known = newest.entry((row.a, row.b)).or_insert(i64::MIN);
+                    if row.time <= *known {
+                        let here = TimeRange { first: row.time, last: row.time };
+                        prop_assert!(late.is_some_and(|late| late.overlaps(&here)));
+                    }
+                    *known = row.time.max(*known);
+                }
+            }
+        }
+    }
+}

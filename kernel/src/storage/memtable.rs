@@ -311,3 +311,81 @@ fn concat_column(field: &FieldRef, batches: &[&RecordBatch], lens: &[usize]) -> 
     concat(&filled)
         .map_err(|error| Error::internal(format!("join column {:?}: {error}", field.name())))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::model::{Row, Rows, expected, position, read, rows, table};
+
+    fn append(memtable: &mut MemTable, seq: u64, rows: &Rows) {
+        let schema = table(false).schema;
+        memtable.append(&schema, position(seq), rows.batch(), None).unwrap();
+    }
+
+    fn one(time: i64, columns: u8) -> Rows {
+        let row = Row {
+            a: Some(format!("host{}", time % 10)),
+            b: None,
+            time,
+            float: Some(1.5),
+            int: Some(time),
+            text: None,
+        };
+        Rows { rows: vec![row], columns }
+    }
+
+    #[test]
+    fn many_small_writes_make_few_runs() {
+        let mut memtable = MemTable::default();
+        for time in 0..20_000 {
+            // Every other write lacks a column; runs join all the same.
+            append(&mut memtable, 1, &one(time, if time % 2 == 0 { 0xff } else { 0xf7 }));
+            assert!(memtable.runs.len() < 64, "{} runs after {time}", memtable.runs.len());
+        }
+        let view = memtable.view();
+        assert_eq!(view.rows(), 20_000);
+        assert_eq!(view.bytes(), view.runs().iter().map(|run| run.bytes).sum::<usize>());
+        let times =
+            view.batches().flat_map(|batch| times(&table(false).schema, batch).unwrap().to_vec());
+        assert!(times.eq(0..20_000), "runs keep the order of arrival");
+    }
+
+    #[test]
+    fn a_slice_counts_its_own_rows() {
+        let batch = Rows { rows: vec![one(1, 0xff).rows[0].clone(); 1000], columns: 0xff }.batch();
+        assert!(batch_bytes(&batch.slice(0, 10)) * 20 < batch_bytes(&batch));
+    }
+
+    proptest! {
+        #[test]
+        fn views_never_change_and_joined_rows_stay(writes in proptest::collection::vec(rows(), 0..40)) {
+            let mut memtable = MemTable::default();
+            let mut views = vec![memtable.view()];
+            for write in &writes {
+                append(&mut memtable, 1, write);
+                views.push(memtable.view());
+            }
+            for (count, view) in views.iter().enumerate() {
+                let def = table(true);
+                let sorted = view.sorted(&def).unwrap();
+                let found: Vec<Row> =
+                    sorted.all_columns(9).flat_map(|batch| read(&batch.unwrap())).collect();
+                prop_assert_eq!(found, expected(&writes[..count], true));
+            }
+        }
+    }
+
+    #[test]
+    fn a_span_covers_times_and_positions() {
+        let mut memtable = MemTable::default();
+        assert_eq!(memtable.span(), None);
+        for (seq, time) in [(3, 50), (4, 10), (5, 70)] {
+            append(&mut memtable, seq, &one(time, 0xff));
+        }
+        let span = memtable.span().unwrap();
+        assert_eq!(span.time, TimeRange { first: 10, last: 70 });
+        assert_eq!((span.first, span.last), (position(3), position(5)));
+    }
+}
