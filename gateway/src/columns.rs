@@ -238,6 +238,12 @@ impl Columns {
         self.columns.len()
     }
 
+    /// How many series were registered.
+    #[must_use]
+    pub fn series_count(&self) -> usize {
+        self.series.len()
+    }
+
     /// The name of the table's time column.
     #[must_use]
     pub fn time_name(&self) -> &str {

@@ -4,6 +4,8 @@ pub mod auth;
 pub mod cli;
 pub mod columns;
 pub mod error;
+pub mod http;
+pub mod json_records;
 pub mod limits;
 pub mod line_protocol;
 pub mod pgwire;

@@ -22,7 +22,7 @@ use crate::actor::{Actor, Cx, Handle, Poster, Turn, TurnBox};
 use crate::env::Clock;
 use crate::message::Message;
 use crate::pools::{Place, Pools};
-use crate::port::{Deliver, Parcel};
+use crate::port::{Deliver, Parcel, short_name};
 use crate::supervise::Meta;
 
 /// How an actor ended.
@@ -123,6 +123,12 @@ impl<A: Actor> Hosted<A> {
         }
         actix::ActorContext::stop(ctx);
     }
+
+    /// The step of a trace that handling a message is.
+    fn step<M>(&self, parent: &tracing::Span) -> tracing::Span {
+        let name = format!("{} {}", self.meta.kind, short_name::<M>());
+        crate::span!(parent: parent, "handle", otel.name = name, actor = &*self.meta.name)
+    }
 }
 
 impl<A: Actor> actix::Actor for Hosted<A> {
@@ -142,7 +148,8 @@ impl<A: Handle<M>, M: Message> actix::Handler<Parcel<M>> for Hosted<A> {
 
     fn handle(&mut self, parcel: Parcel<M>, ctx: &mut Self::Context) {
         let Parcel { message, reply, span } = parcel;
-        self.turn(ctx, |actor, cx| span.in_scope(|| actor.handle(message, reply, cx)));
+        let step = if span.is_disabled() { span } else { self.step::<M>(&span) };
+        self.turn(ctx, |actor, cx| step.in_scope(|| actor.handle(message, reply, cx)));
     }
 }
 

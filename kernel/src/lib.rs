@@ -27,3 +27,7 @@ pub mod supervise;
 pub mod user;
 
 pub use error::{Code, Error, Result, Retry};
+
+/// For the [`span!`] macro.
+#[doc(hidden)]
+pub use tracing as __tracing;

@@ -1,10 +1,17 @@
 //! What the process tells about itself: metrics, logs and traces.
 //!
 //! [`metrics`] is the one set of metric families, as typed structs that other files count
-//! into; [`text`] renders them for Prometheus. Nothing here decides anything.
+//! into; [`text`] renders them for Prometheus. [`init`] sets up log lines and, where the
+//! standard `OTEL_…` variables ask for them, traces over OTLP; [`Trace`] carries a trace to
+//! another thread. Nothing here decides anything.
 
+mod logs;
 mod metrics;
 mod ports;
+mod traces;
+
+pub use logs::{Telemetry, init};
+pub use traces::{Trace, TraceSettings, join_remote};
 
 pub use metrics::{
     ActorMetrics, HttpMetrics, IngestMetrics, JournalMetrics, Metrics, PgMetrics, QueryMetrics,

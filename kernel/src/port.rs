@@ -569,7 +569,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// The last part of a type's name: `Append` of `kymo_kernel::message::Append`.
-fn short_name<M>() -> &'static str {
+pub(crate) fn short_name<M>() -> &'static str {
     let name = std::any::type_name::<M>();
     let end = name.find('<').unwrap_or(name.len());
     name[..end].rsplit("::").next().unwrap_or(name)

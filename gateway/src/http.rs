@@ -1,0 +1,137 @@
+//! HTTP: routes, and what all of them share.
+//!
+//! A request passes [`guard`] (identity, limits of shutdown, request id, metrics, trace),
+//! then its handler, which turns it into one message for the system behind [`Backend`] and
+//! the answer into a response. The handlers of writes speak the dialects of InfluxDB 1, 2
+//! and 3, each with its own words ([`respond::Api`]).
+
+pub mod admin;
+pub mod body;
+pub mod format;
+pub mod guard;
+pub mod influxql;
+pub mod parameters;
+pub mod query;
+pub mod respond;
+pub mod serve;
+pub mod statement;
+pub mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use futures::future::BoxFuture;
+use kymo_config::Settings;
+use kymo_kernel::Result;
+use kymo_kernel::message::{Acked, Ddl, DdlDone, Outcome, Query, Statement, Write};
+use kymo_kernel::storage::meta::Snapshot;
+use serde_json::Value;
+
+use crate::auth::Authenticator;
+use crate::limits::Turns;
+
+/// What HTTP needs of the system behind it.
+pub trait Backend: Send + Sync + 'static {
+    /// The metadata as it is now.
+    fn catalog(&self) -> Arc<Snapshot>;
+    /// The server's time, in nanoseconds since 1970-01-01T00:00:00Z.
+    fn now_ns(&self) -> i64;
+    /// Keeps rows. Goes on when the future is dropped.
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
+    /// Changes definitions.
+    fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>>;
+    /// Splits and parses SQL.
+    fn parse(&self, sql: String) -> BoxFuture<'static, Result<Vec<Arc<Statement>>>>;
+    /// Runs one statement.
+    fn query(&self, query: Query) -> BoxFuture<'static, Result<Outcome>>;
+    /// What goes on inside, for `/stats`.
+    fn status(&self) -> Value;
+    /// Metrics in Prometheus' text format.
+    fn metrics(&self) -> Result<String>;
+    /// Whether requests can be served, and if not, why.
+    fn ready(&self) -> Result<()>;
+}
+
+/// What every handler has at hand. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+/// The parts of an [`App`].
+pub struct Inner {
+    /// The system behind.
+    pub backend: Arc<dyn Backend>,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// Who may come in.
+    pub door: Authenticator,
+    /// Turns for reading and parsing large bodies.
+    pub parsing: Turns,
+    draining: AtomicBool,
+}
+
+impl std::ops::Deref for App {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl App {
+    /// What handlers need, over a system.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, settings: Arc<Settings>, door: Authenticator) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = match settings.ingest.max_parsing {
+            0 => 2 * cores,
+            set => set,
+        };
+        let wait = Duration::from_millis(settings.ingest.queue_timeout_ms);
+        App(Arc::new(Inner {
+            backend,
+            settings,
+            door,
+            parsing: Turns::new("parsing of large bodies", turns, wait),
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// From now on, requests are told to come back later.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the server is stopping.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// All routes.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/", get(admin::home))
+        .route("/health", get(admin::health))
+        .route("/ping", get(admin::ping))
+        .route("/ready", get(admin::ready))
+        .route("/stats", get(admin::stats))
+        .route("/metrics", get(admin::metrics))
+        .route("/write", post(write::v1))
+        .route("/api/v2/write", post(write::v2))
+        .route("/api/v3/write_lp", post(write::v3))
+        .route("/write/{database}", post(write::json))
+        .route("/api/v3/query_sql", get(query::get).post(query::post))
+        .route("/sql", get(query::get).post(query::post))
+        .route("/query", get(influxql::get).post(influxql::post))
+        .fallback(admin::not_found)
+        .method_not_allowed_fallback(admin::not_allowed)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;
