@@ -38,8 +38,14 @@
 //! acknowledged, or damage to a record that was. The durable marks tell them apart exactly: if
 //! any frame behind the bad place has a mark beyond it, or the next file's header says that
 //! this file was durable beyond it, the place was durable once and the file is **damaged**: an
-//! error names file and offset, nothing is skipped. Otherwise it is a **torn tail** and
-//! recovery cuts the file there, at the start of the group.
+//! error names file and offset, nothing is skipped. Otherwise it is a **torn tail**, which
+//! recovery leaves behind, from the start of the group.
+//!
+//! **What follows a crash.** Groups behind the last durable mark can be read, but may be in the
+//! page cache only, where even another fsync does not make them durable if one has failed
+//! before. Recovery therefore copies them into a file of their own, which is named when it is
+//! durable and whose header says where the file before it ends. A file is read up to the length
+//! that the next one states, never beyond.
 
 use std::path::{Path, PathBuf};
 
@@ -190,11 +196,8 @@ impl FrameHeader {
 pub enum End {
     /// Every byte belongs to a whole group.
     Clean,
-    /// What starts at this offset was never acknowledged and can be cut.
-    Torn {
-        /// The length to cut the file to; zero where not even the header is whole.
-        keep: u64,
-    },
+    /// What follows the last whole group was never acknowledged.
+    Torn,
 }
 
 /// Reads the groups of one log file, in chunks.
@@ -204,6 +207,9 @@ pub struct FileReader {
     len: u64,
     /// How much of the file is known to have been durable.
     durable: u64,
+    /// Where the group that was read last begins and ends.
+    group_start: u64,
+    groups_end: u64,
     /// Bytes read ahead, starting at file offset `base`.
     chunk: Vec<u8>,
     base: u64,
@@ -216,18 +222,22 @@ pub struct FileReader {
 }
 
 impl FileReader {
-    /// Reads the header. `durable` is the length that the next file's header vouches for,
-    /// zero where there is none.
+    /// Reads the header. `stated` is the length that the next file's header states, where
+    /// there is one: it was durable, and nothing behind it counts.
     ///
     /// # Errors
     /// `corrupt` where the header does not verify in a file that was durable; I/O errors.
-    pub fn open(path: PathBuf, file: Box<dyn DiskFile>, durable: u64) -> Result<FileReader> {
-        let len = file.len().map_err(|error| read_error(&path, error))?;
+    pub fn open(path: PathBuf, file: Box<dyn DiskFile>, stated: Option<u64>) -> Result<FileReader> {
+        let found = file.len().map_err(|error| read_error(&path, error))?;
+        let len = stated.map_or(found, |stated| found.min(stated));
+        let durable = stated.unwrap_or(0);
         let mut reader = FileReader {
             path,
             file,
             len,
             durable,
+            group_start: 0,
+            groups_end: 0,
             chunk: Vec::new(),
             base: 0,
             offset: FILE_HEADER as u64,
@@ -252,16 +262,23 @@ impl FileReader {
         self.end
     }
 
-    /// The length of the file as it is now.
+    /// How much of the file is known to have been durable, from the next file's header and
+    /// from the marks of the frames read so far. Always the end of a group.
     #[must_use]
-    pub fn len(&self) -> u64 {
-        self.len
+    pub fn durable(&self) -> u64 {
+        self.durable
     }
 
-    /// Whether the file holds no bytes.
+    /// Where the group that was read last begins.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn group_start(&self) -> u64 {
+        self.group_start
+    }
+
+    /// Where the group that was read last ends; zero before the first.
+    #[must_use]
+    pub fn groups_end(&self) -> u64 {
+        self.groups_end
     }
 
     /// The sequence that the next record must have.
@@ -282,7 +299,7 @@ impl FileReader {
                     self.next = header.first;
                     self.header = Some(header);
                 }
-                None => self.bad(0, 0, "its header does not verify")?,
+                None => self.bad(0, "its header does not verify")?,
             }
         }
         Ok(())
@@ -300,9 +317,11 @@ impl FileReader {
                 self.finish_clean()?;
                 break;
             }
-            let Some((last, record)) = self.next_frame(start)? else { continue };
+            let Some((last, record)) = self.next_frame()? else { continue };
             group.push(record);
             if last {
+                self.group_start = start;
+                self.groups_end = self.offset;
                 return Ok(Some(group));
             }
         }
@@ -321,27 +340,30 @@ impl FileReader {
     }
 
     /// The frame at the current offset; `None` where none could be read.
-    fn next_frame(&mut self, group_start: u64) -> Result<Option<(bool, (Position, Record))>> {
+    fn next_frame(&mut self) -> Result<Option<(bool, (Position, Record))>> {
         let at = self.offset;
         let Some(header) = FrameHeader::decode(self.window(at, FRAME_HEADER)?) else {
-            self.bad(at, group_start, "no frame starts here")?;
+            self.bad(at, "no frame starts here")?;
             return Ok(None);
         };
         if header.seq != self.next {
             let what = format!("sequence {} where {} belongs", header.seq, self.next);
-            self.bad(at, group_start, &what)?;
+            self.bad(at, &what)?;
             return Ok(None);
         }
         let payload_at = at + FRAME_HEADER as u64;
         let stored = header.payload_len as usize;
         if payload_at + stored as u64 > self.len {
-            self.bad(at, group_start, "its payload is cut off")?;
+            self.bad(at, "its payload is cut off")?;
             return Ok(None);
         }
         let payload = Bytes::copy_from_slice(self.window(payload_at, stored)?);
         if crc32c::crc32c(&payload) != header.crc {
-            self.bad(at, group_start, "the checksum of its payload does not hold")?;
+            self.bad(at, "the checksum of its payload does not hold")?;
             return Ok(None);
+        }
+        if header.mark <= at {
+            self.durable = self.durable.max(header.mark);
         }
         self.offset = payload_at + stored as u64;
         self.next = Seq(header.seq.0 + 1);
@@ -380,8 +402,8 @@ impl FileReader {
     }
 
     /// Decides about bytes at `at` that are no frame: after a second look, an error where
-    /// they were durable once, else the end of the file at `keep`.
-    fn bad(&mut self, at: u64, keep: u64, what: &str) -> Result<()> {
+    /// they were durable once, else the end of the file.
+    fn bad(&mut self, at: u64, what: &str) -> Result<()> {
         if self.second_look.replace(at) != Some(at) {
             self.chunk.clear();
             return Ok(());
@@ -389,7 +411,7 @@ impl FileReader {
         if at < self.durable || self.vouched_behind(at)? {
             return Err(self.corrupt(at, what));
         }
-        self.end = Some(End::Torn { keep });
+        self.end = Some(End::Torn);
         Ok(())
     }
 

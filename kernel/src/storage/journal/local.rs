@@ -1,21 +1,21 @@
 //! The log in the data folder: `wal/<partition>/<number>.log`, read back, cut and trimmed.
 //!
-//! Opening a partition for writing first reads what is there: a torn tail is cut, a file that
-//! was never finished being made is removed, and only then does a new file begin. An older
-//! epoch's file is never appended to.
+//! Opening a partition for writing first reads what is there. A file without records is
+//! removed; records that were not known to be durable are copied into a file of their own;
+//! only then does the new epoch's file begin. No file is ever changed after its writer ended.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::env::Env;
+use crate::env::{DiskFile, Env};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq};
-use crate::storage::frame::{End, FileReader};
+use crate::storage::frame::{End, FILE_HEADER, FileHeader, FileReader, frame_header};
 use crate::storage::journal::files::{FileInfo, Files};
-use crate::storage::journal::{Drive, Journal, Limits};
+use crate::storage::journal::{Drive, Journal, Limits, file_name};
 use crate::storage::log::{DurableLog, GroupStream, LogWriter, StoredGroup};
 use crate::storage::poison::Poison;
 
@@ -38,10 +38,21 @@ struct Known {
 /// What reading a partition to its end found.
 #[derive(Clone, Default)]
 struct Scanned {
-    files: Vec<FileInfo>,
+    files: Vec<(FileInfo, Tail)>,
     epoch: Epoch,
-    /// The last file's torn tail: its path and how much of it to keep.
-    torn: Option<(PathBuf, u64)>,
+}
+
+/// How a file ends.
+#[derive(Clone, Copy)]
+struct Tail {
+    /// `None` for a file that was never finished being made.
+    header: Option<FileHeader>,
+    /// How much of it is known to be durable.
+    durable: u64,
+    /// Where its last whole group ends.
+    end: u64,
+    /// Whether bytes follow that are no whole group.
+    torn: bool,
 }
 
 impl LocalLog {
@@ -73,7 +84,7 @@ impl LocalLog {
             .create_dir_all(&dir)
             .map_err(|error| Error::io(format_args!("create folder {}", dir.display()), error))?;
         let files = self.files(partition);
-        let kept = self.cut(&dir, scanned)?;
+        let kept = self.settle(&dir, scanned)?;
         kept.into_iter().for_each(|info| files.seal(info));
         let journal = Journal::start(
             &self.env,
@@ -108,38 +119,107 @@ impl LocalLog {
         Ok(reader.scanned)
     }
 
-    /// Makes the torn tail disappear for good and gives the files that remain.
-    fn cut(&self, dir: &std::path::Path, scanned: Scanned) -> Result<Vec<FileInfo>> {
-        let Scanned { mut files, torn, .. } = scanned;
-        let Some((path, keep)) = torn else { return Ok(files) };
-        let disk = &self.env.disk;
-        let cut = || {
-            if keep == 0 {
-                disk.remove(&path)?;
-                return disk.sync_dir(dir);
-            }
-            let mut file = disk.open(&path)?;
-            file.truncate(keep)?;
-            file.sync()
-        };
-        cut().map_err(|error| {
-            Error::io(format_args!("cut the torn tail of log file {}", path.display()), error)
-        })?;
-        tracing::warn!(
-            file = %path.display(),
-            offset = keep,
-            "log ended in a write that was never acknowledged, cut"
-        );
-        match files.last_mut() {
-            Some(last) if keep == 0 && last.path == path => {
-                files.pop();
-            }
-            Some(last) => last.bytes = keep,
-            None => {}
+    /// Gives the files that count, all of them durable to the length they are noted with.
+    fn settle(&self, dir: &Path, scanned: Scanned) -> Result<Vec<FileInfo>> {
+        let mut files = scanned.files;
+        self.remove_unfinished(dir)?;
+        // Files that came to nothing: the last ones only, so that no number is missing.
+        while let Some((last, _)) =
+            files.pop_if(|(last, tail)| tail.header.is_none() || last.tables.is_empty())
+        {
+            self.remove(dir, &last.path)?;
         }
-        Ok(files)
+        let newest = files.last().cloned();
+        let mut kept: Vec<FileInfo> = files
+            .into_iter()
+            .map(|(info, tail)| FileInfo { bytes: tail.durable, ..info })
+            .collect();
+        let Some((last, tail)) = newest else { return Ok(kept) };
+        if tail.torn {
+            tracing::warn!(
+                file = %last.path.display(),
+                offset = tail.end,
+                "log ended in a write that was never acknowledged, left behind"
+            );
+        }
+        if let Some(header) = tail.header.filter(|_| tail.end > tail.durable) {
+            kept.push(self.copy_tail(dir, &last.path, &header, &tail)?);
+        }
+        Ok(kept)
+    }
+
+    /// Copies the groups behind the durable part of a file into the next file, which gets its
+    /// name when it is durable.
+    fn copy_tail(
+        &self,
+        dir: &Path,
+        path: &Path,
+        header: &FileHeader,
+        tail: &Tail,
+    ) -> Result<FileInfo> {
+        let mut reader = FileReader::open(path.to_owned(), self.open_file(path)?, None)?;
+        let number = header.number + 1;
+        let target = dir.join(file_name(number));
+        let unfinished = dir.join(format!("{}{UNFINISHED}", file_name(number)));
+        let failed =
+            |error| Error::io(format_args!("copy the tail of log file {}", path.display()), error);
+        let mut copy = self.env.disk.create(&unfinished).map_err(failed)?;
+        let mut info =
+            FileInfo::new(number, target.clone(), FILE_HEADER as u64, Position::default());
+        while let Some(group) = reader.next_group()? {
+            if reader.group_start() < tail.durable {
+                continue;
+            }
+            if info.tables.is_empty() {
+                let first = group.first().map(|(position, _)| position.seq).unwrap_or_default();
+                let begin = FileHeader { number, first, previous_len: tail.durable, ..*header };
+                copy.append(&begin.encode()).map_err(failed)?;
+            }
+            let count = group.len();
+            for (index, (position, record)) in group.iter().enumerate() {
+                let mark = FILE_HEADER as u64;
+                let head = frame_header(record, position.seq, index + 1 == count, mark);
+                copy.append_all(&[&head, &record.payload]).map_err(failed)?;
+                info.bytes += (head.len() + record.payload.len()) as u64;
+                info.note(record.table, *position);
+            }
+        }
+        let publish = || {
+            self.env.disk.rename(&unfinished, &target)?;
+            self.env.disk.sync_dir(dir)
+        };
+        copy.sync().and_then(|()| publish()).map_err(failed)?;
+        Ok(info)
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Box<dyn DiskFile>> {
+        self.env
+            .disk
+            .open(path)
+            .map_err(|error| Error::io(format_args!("open log file {}", path.display()), error))
+    }
+
+    fn remove(&self, dir: &Path, path: &Path) -> Result<()> {
+        let disk = &self.env.disk;
+        disk.remove(path)
+            .and_then(|()| disk.sync_dir(dir))
+            .map_err(|error| Error::io(format_args!("remove log file {}", path.display()), error))
+    }
+
+    fn remove_unfinished(&self, dir: &Path) -> Result<()> {
+        let entries = self.env.disk.list(dir);
+        let failed = |error| Error::io(format_args!("list folder {}", dir.display()), error);
+        for entry in entries.map_err(failed)? {
+            if entry.name.ends_with(UNFINISHED) {
+                self.remove(dir, &dir.join(entry.name))?;
+            }
+        }
+        Ok(())
     }
 }
+
+/// What the names of files end in that are still being written by recovery.
+const UNFINISHED: &str = ".tmp";
 
 impl DurableLog for LocalLog {
     fn open(&self, partition: PartitionId, epoch: Epoch) -> Result<Arc<dyn LogWriter>> {
@@ -229,12 +309,12 @@ impl<'log> Reader<'log> {
     /// Opens the next file; false where there is none.
     fn begin(&mut self) -> Result<bool> {
         let Some((number, path)) = self.ahead.pop() else { return Ok(false) };
-        let durable = match self.ahead.last() {
-            Some((_, next)) => self.vouched(next)?,
-            None => 0,
+        let stated = match self.ahead.last() {
+            Some((_, next)) => self.stated(next)?,
+            None => None,
         };
-        let file = self.open_file(&path)?;
-        let reader = FileReader::open(path.clone(), file, durable)?;
+        let file = self.log.open_file(&path)?;
+        let reader = FileReader::open(path.clone(), file, stated)?;
         let mut last = Position { partition: self.partition, ..Position::default() };
         if let Some(header) = reader.header() {
             self.check_joint(&path, number, header.number, header.epoch, header.first)?;
@@ -245,27 +325,22 @@ impl<'log> Reader<'log> {
             };
             self.scanned.epoch = header.epoch;
         }
-        let info = FileInfo::new(number, path, reader.len(), last);
+        let info = FileInfo::new(number, path, 0, last);
         self.current = Some((reader, info));
         Ok(true)
     }
 
-    /// How much of the file before it a file's header vouches for.
-    fn vouched(&self, path: &std::path::Path) -> Result<u64> {
-        let reader = FileReader::open(path.to_owned(), self.open_file(path)?, 0)?;
-        Ok(reader.header().map_or(0, |header| header.previous_len))
-    }
-
-    fn open_file(&self, path: &std::path::Path) -> Result<Box<dyn crate::env::DiskFile>> {
-        let disk = &self.log.env.disk;
-        disk.open(path)
-            .map_err(|error| Error::io(format_args!("open log file {}", path.display()), error))
+    /// The length that a file's header states for the file before it; `None` where the file
+    /// was never finished being made.
+    fn stated(&self, path: &Path) -> Result<Option<u64>> {
+        let reader = FileReader::open(path.to_owned(), self.log.open_file(path)?, None)?;
+        Ok(reader.header().map(|header| header.previous_len))
     }
 
     /// A file continues the one before, or begins a later epoch.
     fn check_joint(
         &self,
-        path: &std::path::Path,
+        path: &Path,
         named: u64,
         number: u64,
         epoch: Epoch,
@@ -296,10 +371,13 @@ impl<'log> Reader<'log> {
         if let Some(header) = reader.header() {
             self.joint = Some((header.epoch, reader.next_seq()));
         }
-        if let Some(End::Torn { keep }) = reader.end() {
-            self.scanned.torn = Some((info.path.clone(), keep));
-        }
-        self.scanned.files.push(info);
+        let tail = Tail {
+            header: reader.header(),
+            durable: reader.durable(),
+            end: reader.groups_end(),
+            torn: reader.end() != Some(End::Clean),
+        };
+        self.scanned.files.push((info, tail));
     }
 
     fn finish(&mut self) {
@@ -309,7 +387,7 @@ impl<'log> Reader<'log> {
     }
 }
 
-fn list(env: &Env, dir: &std::path::Path) -> Result<Vec<(u64, PathBuf)>> {
+fn list(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let failed = |error| Error::io(format_args!("list folder {}", dir.display()), error);
     if !env.disk.exists(dir).map_err(failed)? {
         return Ok(Vec::new());
