@@ -327,6 +327,13 @@ impl SimDisk {
         self.0.lock().capacity = bytes;
     }
 
+    /// Forgets the faults that were asked for and did not happen yet.
+    pub fn heal(&self) {
+        let mut state = self.0.lock();
+        state.script.clear();
+        state.rates.clear();
+    }
+
     /// Flips one bit in that many of a million reads.
     pub fn set_read_flips(&self, per_million: u32) {
         self.0.lock().flips_per_million_reads = per_million;

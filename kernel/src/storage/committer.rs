@@ -26,13 +26,18 @@ pub type Committed = Box<dyn FnOnce(Result<Arc<Snapshot>>) + Send>;
 /// Called with the metadata before and after each version, before proposals are answered.
 pub type Observer = Box<dyn Fn(&Snapshot, &Arc<Snapshot>) + Send + Sync>;
 
-/// Edits between two checkpoints.
-const CHECKPOINT_EVERY: u64 = 256;
+/// How a committer works.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    /// Who calls its step.
+    pub drive: Drive,
+    /// Versions between two checkpoints.
+    pub checkpoint_every: u64,
+}
 
 /// Changes metadata; see the module.
 pub struct Committer {
     shared: Arc<Shared>,
-    drive: Drive,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -43,6 +48,7 @@ struct Shared {
     author: Author,
     poison: Poison,
     observer: Observer,
+    habits: Habits,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Held while a version is made: versions since the last checkpoint.
@@ -67,7 +73,7 @@ impl Committer {
         author: Author,
         poison: Poison,
         observer: Observer,
-        drive: Drive,
+        habits: Habits,
     ) -> Result<Committer> {
         let shared = Arc::new(Shared {
             env,
@@ -76,15 +82,16 @@ impl Committer {
             author,
             poison,
             observer,
+            habits,
             queue: Mutex::default(),
             wake: Condvar::new(),
             since_checkpoint: Mutex::new(0),
         });
-        let thread = match drive {
+        let thread = match habits.drive {
             Drive::Manual => None,
             Drive::Thread => Some(spawn(shared.clone())?),
         };
-        Ok(Committer { shared, drive, thread: Mutex::new(thread) })
+        Ok(Committer { shared, thread: Mutex::new(thread) })
     }
 
     /// The current metadata. Never blocks.
@@ -103,7 +110,7 @@ impl Committer {
         }
         queue.proposals.push((ops, done));
         drop(queue);
-        match self.drive {
+        match self.shared.habits.drive {
             Drive::Manual => self.shared.step(),
             Drive::Thread => {
                 self.shared.wake.notify_one();
@@ -202,7 +209,7 @@ impl Shared {
         self.head.store(next.clone());
         (self.observer)(before, &next);
         *since_checkpoint += 1;
-        if *since_checkpoint >= CHECKPOINT_EVERY {
+        if *since_checkpoint >= self.habits.checkpoint_every {
             // The log is complete without it: a checkpoint that fails is tried again later.
             *since_checkpoint = 0;
             if let Err(error) = self.log.checkpoint(&next) {

@@ -22,7 +22,7 @@ use crate::cancel::CancelToken;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
-use crate::storage::committer::Committer;
+use crate::storage::committer::{Committer, Habits};
 use crate::storage::journal::local::LocalLog;
 use crate::storage::journal::{Drive, Limits};
 use crate::storage::log::{DurableLog, Record};
@@ -47,6 +47,15 @@ pub struct Progress {
 
 /// Records between two reports of progress.
 const REPORT_EVERY: u64 = 10_000;
+
+/// Metadata versions between two checkpoints. Runs of a simulation are short and should meet
+/// some all the same.
+fn checkpoint_every(drive: Drive) -> u64 {
+    match drive {
+        Drive::Thread => 256,
+        Drive::Manual => 8,
+    }
+}
 
 pub(super) fn open(
     env: Env,
@@ -83,7 +92,7 @@ pub(super) fn open(
         author,
         poison.clone(),
         observer,
-        drive,
+        Habits { drive, checkpoint_every: checkpoint_every(drive) },
     )?;
     let target =
         Target { store: files.store.clone(), env: env.clone(), settings: settings.segment.clone() };

@@ -1,0 +1,603 @@
+//! One run of the model: a seed decides what happens.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kymo_config::Settings;
+use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::env::sim::{Fault, Operation, Sim};
+use kymo_kernel::ids::{ColumnId, Position, TableId};
+use kymo_kernel::message::Durability;
+use kymo_kernel::schema::{
+    Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
+};
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::compact;
+use kymo_kernel::storage::log::{Record, RecordGroup};
+use kymo_kernel::storage::meta::Op;
+use kymo_kernel::storage::version::TableState;
+use kymo_kernel::{Error, Result};
+use parking_lot::Mutex;
+
+mod rows;
+
+use rows::{Content, Row, batch, content, expected};
+
+/// Something the store did that it must not do.
+#[derive(Debug)]
+pub struct Violation(String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+fn broken<T>(what: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation(what.into()))
+}
+
+/// SplitMix64.
+pub struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A batch that was sent to the log.
+struct Write {
+    table: TableId,
+    rows: Vec<Row>,
+    /// Told to be as durable as asked.
+    acked: bool,
+    /// Must survive any crash.
+    safe: bool,
+}
+
+type Answers = Arc<Mutex<Vec<(usize, Durability, Result<Position>)>>>;
+
+/// The state of a run.
+pub struct Run {
+    seed: u64,
+    dice: Dice,
+    sim: Sim,
+    settings: Settings,
+    store: Option<Arc<Store>>,
+    /// What the writers hold.
+    states: BTreeMap<TableId, TableState>,
+    /// Tables that must exist.
+    tables: BTreeMap<TableId, Arc<TableDef>>,
+    /// In the order of the log.
+    writes: Vec<Write>,
+    answers: Answers,
+    /// The metadata may or may not contain the last change.
+    unsure: bool,
+    /// Stays false on a disk that lies.
+    honest: bool,
+    counter: i64,
+    narrate: bool,
+}
+
+const ROOT: &str = "/store";
+const STEPS: u64 = 40;
+
+impl Run {
+    pub fn new(seed: u64, broken_sync: bool) -> Run {
+        let sim = Sim::new(seed);
+        sim.disk.break_sync(broken_sync);
+        let mut dice = Dice(seed.wrapping_mul(0x1234_5678_9abc_def1) + 1);
+        let mut settings = Settings::default();
+        settings.journal.file_bytes = 2048 + dice.below(6000);
+        settings.journal.replay_bytes = [1, 2000, 1 << 30][dice.below(3) as usize];
+        settings.compaction.grace_ms = 1000;
+        settings.compaction.min_segments = 2;
+        Run {
+            seed,
+            dice,
+            sim,
+            settings,
+            store: None,
+            states: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            writes: Vec::new(),
+            answers: Answers::default(),
+            unsure: false,
+            honest: !broken_sync,
+            counter: 0,
+            narrate: false,
+        }
+    }
+
+    pub fn narrate(&mut self) {
+        self.narrate = true;
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.narrate {
+            println!("{}", what());
+        }
+    }
+
+    pub fn all(&mut self) -> Result<(), Violation> {
+        self.reopen()?;
+        let steps = STEPS / 2 + self.dice.below(STEPS);
+        for _ in 0..steps {
+            self.one()?;
+        }
+        self.say(|| "the end".to_owned());
+        self.crash()?;
+        self.crash()
+    }
+
+    fn one(&mut self) -> Result<(), Violation> {
+        if self.store().poisoned().is_some() {
+            self.after_poison()?;
+            return self.crash_or_kill();
+        }
+        match self.dice.below(100) {
+            0..45 => self.append(),
+            45..60 => self.step(),
+            60..70 => self.flush(),
+            70..75 => self.merge(),
+            75..80 => self.create_table(),
+            80..83 => self.add_column(),
+            83..85 => self.drop_table(),
+            85..89 => {
+                self.inject();
+                Ok(())
+            }
+            89..92 => self.collect(),
+            92..95 => self.compare_live(),
+            95..98 => self.crash_or_kill(),
+            _ => self.close(),
+        }
+    }
+
+    fn store(&self) -> Arc<Store> {
+        self.store.clone().unwrap()
+    }
+
+    /// A metadata edit; after a failure nobody knows whether it counts.
+    fn commit(&mut self, op: Op) -> bool {
+        let outcome = self.store().commit(vec![op]);
+        if let Err(error) = &outcome {
+            self.say(|| format!("  commit failed: {error}"));
+            self.unsure = true;
+        }
+        outcome.is_ok()
+    }
+
+    fn pick_table(&mut self) -> Option<Arc<TableDef>> {
+        let at = self.dice.below(self.tables.len().max(1) as u64) as usize;
+        self.tables.values().nth(at).cloned()
+    }
+
+    fn create_table(&mut self) -> Result<(), Violation> {
+        if self.tables.len() >= 3 {
+            return Ok(());
+        }
+        let id = self.store().catalog().next_table;
+        let column = |id: u32, name: &str, kind, field_type| Column {
+            id: ColumnId(id),
+            name: name.to_owned(),
+            kind,
+            field_type,
+        };
+        let columns = vec![
+            column(1, "host", ColumnKind::Tag, FieldType::Text),
+            column(2, "time", ColumnKind::Time, FieldType::Timestamp),
+            column(3, "f1", ColumnKind::Field, FieldType::Int64),
+        ];
+        let def = TableDef {
+            id,
+            name: TableName::new("kymo", format!("t{id}")),
+            schema: TableSchema { version: 1, columns },
+            options: TableOptions { append_only: self.dice.chance(30), window_ns: 10_000_000_000 },
+        };
+        self.say(|| format!("create {} append_only={}", def.name, def.options.append_only));
+        if self.commit(Op::PutTable { def: def.clone() }) {
+            self.adopt(Arc::new(def))?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, def: Arc<TableDef>) -> Result<(), Violation> {
+        match self.store().claim(def.id) {
+            Ok(state) => {
+                self.states.insert(def.id, state);
+                self.tables.insert(def.id, def);
+                Ok(())
+            }
+            Err(error) => broken(format!("table {} cannot be claimed: {error}", def.name)),
+        }
+    }
+
+    fn add_column(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        let mut def = TableDef::clone(&def);
+        let next = def.schema.columns.len() as u32 + 1;
+        let (name, kind, field_type) = match next % 3 {
+            0 => (format!("tag{next}"), ColumnKind::Tag, FieldType::Text),
+            1 => (format!("f{next}"), ColumnKind::Field, FieldType::Float64),
+            _ => (format!("f{next}"), ColumnKind::Field, FieldType::Text),
+        };
+        def.schema.columns.push(Column { id: ColumnId(next), name, kind, field_type });
+        def.schema.version += 1;
+        self.say(|| format!("alter {} to version {}", def.name, def.schema.version));
+        if self.commit(Op::PutTable { def: def.clone() }) {
+            let def = Arc::new(def);
+            if let Some(state) = self.states.get_mut(&def.id) {
+                state.alter(def.clone());
+            }
+            self.tables.insert(def.id, def);
+        }
+        Ok(())
+    }
+
+    fn drop_table(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        self.say(|| format!("drop {}", def.name));
+        if self.commit(Op::DropTable { table: def.id }) {
+            self.tables.remove(&def.id);
+            if let Some(mut state) = self.states.remove(&def.id) {
+                state.retire();
+            }
+            if self.store().table(def.id).is_some() {
+                return broken(format!("table {} is dropped and still there", def.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return self.create_table() };
+        let count = 1 + self.dice.below(6);
+        let rows: Vec<Row> = (0..count).map(|_| self.row(&def)).collect();
+        let encoded =
+            batch(&def, &rows).and_then(|batch| Record::encode(def.id, def.schema.version, &batch));
+        let record = match encoded {
+            Ok(record) => record,
+            Err(error) => return broken(format!("encode: {error}")),
+        };
+        let durability = match self.dice.below(10) {
+            0 => Durability::None,
+            1 => Durability::OsDefault,
+            2 => Durability::Periodic,
+            _ => Durability::EveryWrite,
+        };
+        let index = self.writes.len();
+        self.say(|| format!("append #{index} to {} {durability:?}: {rows:?}", def.name));
+        self.writes.push(Write { table: def.id, rows, acked: false, safe: false });
+        let answers = self.answers.clone();
+        let done = move |outcome| answers.lock().push((index, durability, outcome));
+        self.store().log().append(RecordGroup::of(record), durability, Box::new(done));
+        if self.dice.chance(50) { self.step() } else { Ok(()) }
+    }
+
+    fn row(&mut self, def: &TableDef) -> Row {
+        self.counter += 1;
+        let counter = self.counter;
+        let time = self.dice.below(30) as i64 * 1_000_000_000;
+        Row::random(def, time, counter, &mut self.dice)
+    }
+
+    /// The journal's turn, and the writers' with what it answers.
+    fn step(&mut self) -> Result<(), Violation> {
+        if self.dice.chance(20) {
+            self.sim.clock.advance(Duration::from_millis(200));
+        }
+        self.store().step();
+        self.take_answers()
+    }
+
+    fn take_answers(&mut self) -> Result<(), Violation> {
+        let answers = std::mem::take(&mut *self.answers.lock());
+        for (index, durability, outcome) in answers {
+            match outcome {
+                Ok(position) => self.acknowledged(index, durability, position)?,
+                Err(error) => self.say(|| format!("  #{index} refused: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn acknowledged(
+        &mut self,
+        index: usize,
+        durability: Durability,
+        position: Position,
+    ) -> Result<(), Violation> {
+        self.say(|| format!("  #{index} acknowledged at {position}"));
+        if self.writes[index + 1..].iter().any(|write| write.acked) {
+            return broken(format!("write {index} was acknowledged after a later one"));
+        }
+        self.writes[index].acked = true;
+        if durability == Durability::EveryWrite {
+            // One log: what is before it is as durable.
+            self.writes[..=index].iter_mut().for_each(|write| write.safe = true);
+        }
+        let write = &self.writes[index];
+        let Some(state) = self.states.get_mut(&write.table) else { return Ok(()) };
+        let applied = batch(&self.tables[&write.table], &write.rows)
+            .and_then(|batch| state.apply(position, batch));
+        applied.map_err(|error| Violation(format!("apply #{index}: {error}")))
+    }
+
+    fn flush(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        let Some(state) = self.states.get_mut(&def.id) else { return Ok(()) };
+        let Some(frozen) = state.freeze() else { return Ok(()) };
+        self.say(|| format!("flush {} up to {}", def.name, frozen.span.last));
+        let written = self.store().write_frozen(&def, &frozen);
+        let segments = match written {
+            Ok(segments) => segments,
+            Err(error) => return self.gave_up(&error),
+        };
+        let flushed_upto = frozen.span.last;
+        let op = Op::AddSegments { table: def.id, segments: segments.clone(), flushed_upto };
+        if !self.commit(op) {
+            return Ok(());
+        }
+        for write in self.writes.iter_mut().filter(|write| write.table == def.id && write.acked) {
+            write.safe = true;
+        }
+        if let Some(state) = self.states.get_mut(&def.id)
+            && let Err(error) = state.flushed(&frozen, segments.into_iter().map(Arc::new))
+        {
+            return broken(format!("flushed: {error}"));
+        }
+        Ok(())
+    }
+
+    /// A flush or merge met a fault: allowed only where one was injected.
+    fn gave_up(&mut self, error: &Error) -> Result<(), Violation> {
+        self.say(|| format!("  gave up: {error}"));
+        self.crash_or_kill()
+    }
+
+    fn merge(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        let Some(state) = self.states.get(&def.id) else { return Ok(()) };
+        let version = state.cell().load();
+        let now = i64::MAX;
+        let Some(job) = compact::pick(&version, &self.settings.compaction, now) else {
+            return Ok(());
+        };
+        self.say(|| format!("merge {} segments of {}", job.inputs.len(), def.name));
+        let token = CancelToken::default();
+        let merged = compact::run(&job, self.store().segments(), &token, &mut |_| {});
+        let output = match merged {
+            Ok(output) => output,
+            Err(error) => return self.gave_up(&error),
+        };
+        let inputs = job.input_ids();
+        let op =
+            Op::Replace { table: def.id, inputs: inputs.clone(), outputs: vec![output.clone()] };
+        if !self.commit(op) {
+            return Ok(());
+        }
+        if let Some(state) = self.states.get_mut(&def.id)
+            && let Err(error) = state.replaced(&inputs, [Arc::new(output)])
+        {
+            return broken(format!("replaced: {error}"));
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), Violation> {
+        self.sim.clock.advance(Duration::from_millis(700));
+        match self.store().collect_garbage() {
+            Ok(count) => self.say(|| format!("collected {count}")),
+            Err(error) => self.say(|| format!("collecting failed: {error}")),
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self) {
+        let operations = [
+            Operation::Append,
+            Operation::Sync,
+            Operation::SyncDir,
+            Operation::Create,
+            Operation::Link,
+            Operation::Remove,
+        ];
+        let operation = operations[self.dice.below(6) as usize];
+        let fault = if self.dice.chance(50) { Fault::Eio } else { Fault::Enospc };
+        if self.dice.chance(25) {
+            let room = self.dice.below(3000);
+            self.say(|| format!("only {room} bytes left"));
+            self.sim.disk.set_capacity(Some(self.sim.disk.used() + room));
+            return;
+        }
+        let after = self.dice.below(4) as u32;
+        self.say(|| format!("{operation:?} fails with {fault:?} after {after}"));
+        self.sim.disk.fail_after(operation, after, fault);
+    }
+
+    /// A store that stopped must go on stopping: nothing is acknowledged any more.
+    fn after_poison(&mut self) -> Result<(), Violation> {
+        self.take_answers()?;
+        let acked = self.writes.iter().filter(|write| write.acked).count();
+        if !self.tables.is_empty() {
+            self.append()?;
+            self.store().step();
+            self.take_answers()?;
+        }
+        if self.writes.iter().filter(|write| write.acked).count() != acked {
+            return broken("a poisoned store acknowledged a write");
+        }
+        if self.store().commit(Vec::new()).is_ok() {
+            return broken("a poisoned store committed an edit");
+        }
+        Ok(())
+    }
+
+    fn crash_or_kill(&mut self) -> Result<(), Violation> {
+        if self.dice.chance(70) { self.crash() } else { self.kill() }
+    }
+
+    /// Power cut.
+    fn crash(&mut self) -> Result<(), Violation> {
+        let seed = self.dice.next();
+        self.say(|| format!("crash {seed}"));
+        self.sim.disk.crash(seed);
+        self.end_process();
+        self.reopen()
+    }
+
+    /// SIGKILL: the process is gone, the machine goes on.
+    fn kill(&mut self) -> Result<(), Violation> {
+        self.say(|| "kill".to_owned());
+        self.end_process();
+        self.reopen()
+    }
+
+    fn close(&mut self) -> Result<(), Violation> {
+        self.say(|| "close".to_owned());
+        self.store().close();
+        self.take_answers()?;
+        if self.store().poisoned().is_none() {
+            // A clean stop costs nothing, in any mode.
+            self.writes.iter_mut().filter(|write| write.acked).for_each(|write| write.safe = true);
+        }
+        self.end_process();
+        self.reopen()
+    }
+
+    fn end_process(&mut self) {
+        self.states.clear();
+        self.store = None;
+        self.answers = Answers::default();
+    }
+
+    fn reopen(&mut self) -> Result<(), Violation> {
+        for attempt in 0.. {
+            self.sim.disk.set_capacity(None);
+            self.sim.disk.heal();
+            let faulty = attempt < 3 && self.dice.chance(10);
+            if faulty {
+                self.inject();
+            }
+            let root = PathBuf::from(ROOT);
+            match Store::open_stepped(self.sim.env(), root, &self.settings) {
+                Ok(store) => {
+                    self.store = Some(store);
+                    break;
+                }
+                Err(error) if faulty => {
+                    self.say(|| format!("open failed: {error}"));
+                    self.unsure = true;
+                    if self.dice.chance(50) {
+                        self.sim.disk.crash(self.dice.next());
+                    }
+                }
+                Err(error) => return broken(format!("open: {error:?}")),
+            }
+        }
+        self.sim.disk.set_capacity(None);
+        self.sim.disk.heal();
+        self.follow_catalog()?;
+        self.compare_recovered()
+    }
+
+    /// Changes that were under way may have come through.
+    fn follow_catalog(&mut self) -> Result<(), Violation> {
+        let catalog = self.store().catalog();
+        let known: BTreeMap<TableId, Arc<TableDef>> =
+            catalog.tables.iter().map(|(id, table)| (*id, table.def.clone())).collect();
+        if !self.unsure && known != self.tables {
+            return broken(format!("tables are {known:?}, should be {:?}", self.tables));
+        }
+        self.unsure = false;
+        self.tables.clear();
+        for def in known.into_values() {
+            self.adopt(def)?;
+        }
+        Ok(())
+    }
+
+    fn actual(&self, def: &Arc<TableDef>) -> Result<Content, Violation> {
+        let Some(cell) = self.store().table(def.id) else {
+            return broken(format!("table {} has no versions", def.name));
+        };
+        content(&cell.load())
+            .map_err(|error| Violation(format!("read table {}: {error:?}", def.name)))
+    }
+
+    fn compare_live(&mut self) -> Result<(), Violation> {
+        for def in self.tables.values() {
+            let wanted = expected(def, self.rows_of(def.id, |_, write| write.acked));
+            let actual = self.actual(def)?;
+            if actual != wanted {
+                return broken(format!("table {}: {actual:#?} should be {wanted:#?}", def.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn rows_of<'a>(
+        &'a self,
+        table: TableId,
+        counts: impl Fn(usize, &Write) -> bool + 'a,
+    ) -> impl Iterator<Item = &'a Row> {
+        let writes = self.writes.iter().enumerate();
+        writes
+            .filter(move |(index, write)| write.table == table && counts(*index, write))
+            .flat_map(|(_, write)| &write.rows)
+    }
+
+    /// What is safe is there; of the rest, a beginning of the log.
+    fn compare_recovered(&mut self) -> Result<(), Violation> {
+        let mut actual = BTreeMap::new();
+        for (id, def) in &self.tables {
+            actual.insert(*id, self.actual(def)?);
+        }
+        let agrees = |upto: usize| {
+            self.tables.iter().all(|(id, def)| {
+                let counts = |index: usize, write: &Write| write.safe || index < upto;
+                actual[id] == expected(def, self.rows_of(*id, counts))
+            })
+        };
+        let first = self.writes.iter().position(|write| !write.safe).unwrap_or(self.writes.len());
+        let Some(upto) = (first..=self.writes.len()).rev().find(|upto| agrees(*upto)) else {
+            let wanted: Vec<_> = self
+                .tables
+                .iter()
+                .map(|(id, def)| expected(def, self.rows_of(*id, |_, write| write.safe)))
+                .collect();
+            return broken(format!(
+                "after recovery there is {actual:#?}, at least {wanted:#?} should be (seed {}, \
+                 honest disk: {})",
+                self.seed, self.honest
+            ));
+        };
+        self.say(|| format!("recovered up to #{upto} of {}", self.writes.len()));
+        let mut index = 0;
+        self.writes.retain_mut(|write| {
+            let kept = write.safe || index < upto;
+            index += 1;
+            write.acked = kept;
+            write.safe = kept;
+            kept
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! Rows of the model: made up, turned into batches, read back and compared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, Float64Array, Int64Array, RecordBatch, StringArray,
+    TimestampNanosecondArray,
+};
+use arrow::datatypes::{Int32Type, Schema, TimestampNanosecondType};
+use arrow::util::display::array_value_to_string;
+use kymo_kernel::ids::TimeRange;
+use kymo_kernel::schema::{ColumnKind, FieldType, TableDef};
+use kymo_kernel::storage::merge::{GroupScan, open};
+use kymo_kernel::storage::overlap::groups;
+use kymo_kernel::storage::segment::TagFilter;
+use kymo_kernel::storage::version::Version;
+use kymo_kernel::{Error, Result};
+
+use super::Dice;
+
+/// Texts by column; a column without a value is absent.
+type Values = BTreeMap<String, String>;
+
+/// One row.
+#[derive(Debug, Clone)]
+pub struct Row {
+    tags: Values,
+    time: i64,
+    fields: Values,
+}
+
+impl Row {
+    /// A row with some of the table's columns, of values that no other row has.
+    pub fn random(def: &TableDef, time: i64, counter: i64, dice: &mut Dice) -> Row {
+        let (mut tags, mut fields) = (Values::new(), Values::new());
+        for column in &def.schema.columns {
+            let name = column.name.clone();
+            match column.kind {
+                ColumnKind::Tag if dice.chance(85) => {
+                    tags.insert(name, ["a", "b", "c"][dice.below(3) as usize].to_owned());
+                }
+                ColumnKind::Field if dice.chance(70) => {
+                    let value = match column.field_type {
+                        FieldType::Float64 => format!("{counter}.5"),
+                        FieldType::Text => format!("x{counter}"),
+                        _ => counter.to_string(),
+                    };
+                    fields.insert(name, value);
+                }
+                _ => {}
+            }
+        }
+        Row { tags, time, fields }
+    }
+}
+
+/// The rows as a batch with the columns that any of them has.
+pub fn batch(def: &TableDef, rows: &[Row]) -> Result<RecordBatch> {
+    let (mut fields, mut arrays): (Vec<_>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
+    for column in &def.schema.columns {
+        let of = |row: &Row| row.tags.get(&column.name).or(row.fields.get(&column.name)).cloned();
+        let values: Vec<Option<String>> = rows.iter().map(of).collect();
+        if column.kind != ColumnKind::Time && values.iter().all(Option::is_none) {
+            continue;
+        }
+        fields.push(column.arrow());
+        let texts = || values.iter().map(Option::as_deref);
+        arrays.push(match (column.kind, column.field_type) {
+            (ColumnKind::Time, _) => Arc::new(
+                TimestampNanosecondArray::from_iter_values(rows.iter().map(|row| row.time))
+                    .with_timezone("+00:00"),
+            ),
+            (ColumnKind::Tag, _) => Arc::new(texts().collect::<DictionaryArray<Int32Type>>()),
+            (_, FieldType::Float64) => {
+                Arc::new(texts().map(|text| text?.parse().ok()).collect::<Float64Array>())
+            }
+            (_, FieldType::Text) => Arc::new(texts().collect::<StringArray>()),
+            _ => Arc::new(texts().map(|text| text?.parse().ok()).collect::<Int64Array>()),
+        });
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
+        .map_err(|error| Error::internal(error.to_string()))
+}
+
+/// What a table holds: rows by tags and time. Where the later write wins there is one set of
+/// values a key, in an append-only table all of them, sorted.
+pub type Content = BTreeMap<(Values, i64), Vec<Values>>;
+
+/// What a table should hold after these rows, in order.
+pub fn expected<'a>(def: &TableDef, rows: impl Iterator<Item = &'a Row>) -> Content {
+    let mut content = Content::new();
+    for row in rows {
+        let kept = content.entry((row.tags.clone(), row.time)).or_default();
+        match kept.first_mut() {
+            Some(values) if !def.options.append_only => values.extend(row.fields.clone()),
+            _ => kept.push(row.fields.clone()),
+        }
+    }
+    content.values_mut().for_each(|rows| rows.sort());
+    content
+}
+
+/// What a version holds, as a scan sees it.
+pub fn content(version: &Version) -> Result<Content> {
+    let mut content = Content::new();
+    let scan = GroupScan {
+        output: version.table.schema.arrow(),
+        tags: TagFilter::all(),
+        time: TimeRange::ALL,
+        batch_rows: 7,
+    };
+    for group in groups(version, &TimeRange::ALL, &TagFilter::all()) {
+        for batch in open(&group, &version.table, &scan)? {
+            add(&version.table, &batch?, &mut content)?;
+        }
+    }
+    content.values_mut().for_each(|rows| rows.sort());
+    Ok(content)
+}
+
+fn add(def: &TableDef, batch: &RecordBatch, content: &mut Content) -> Result<()> {
+    for row in 0..batch.num_rows() {
+        let (mut tags, mut fields, mut time) = (Values::new(), Values::new(), 0);
+        for column in &def.schema.columns {
+            let Some(array) = batch.column_by_name(&column.name) else { continue };
+            if array.is_null(row) {
+                continue;
+            }
+            if column.kind == ColumnKind::Time {
+                time = array.as_primitive::<TimestampNanosecondType>().value(row);
+                continue;
+            }
+            let text = array_value_to_string(array, row)
+                .map_err(|error| Error::internal(error.to_string()))?;
+            let part = if column.kind == ColumnKind::Tag { &mut tags } else { &mut fields };
+            part.insert(column.name.clone(), text);
+        }
+        content.entry((tags, time)).or_default().push(fields);
+    }
+    Ok(())
+}
