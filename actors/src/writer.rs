@@ -15,7 +15,7 @@ use kymo_kernel::actor::{Actor, Cx, Handle, Pending, Reply};
 use kymo_kernel::env::Clock;
 use kymo_kernel::ids::{Position, SegmentId};
 use kymo_kernel::message::{Append, Committed, Durability, Message};
-use kymo_kernel::observe;
+use kymo_kernel::observe::{self, Trace};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::log::{Record, RecordGroup};
@@ -97,6 +97,7 @@ struct Waiting {
     record: Option<Record>,
     durability: Durability,
     reply: Reply<Append>,
+    trace: Trace,
 }
 
 /// The actor.
@@ -193,7 +194,8 @@ impl Writer {
             poster.post(move |writer: &mut Writer, cx| writer.answered(ticket, outcome, cx));
         };
         self.with_journal += 1;
-        self.context.store.log().append(group, durability, Box::new(done));
+        let log = self.context.store.log();
+        append.trace.span().in_scope(|| log.append(group, durability, Box::new(done)));
         None
     }
 
@@ -224,8 +226,9 @@ impl Writer {
     /// Shows the rows at the front, answers, and tells the feed.
     fn commit(&mut self, position: Position) -> Option<Event> {
         self.with_journal = self.with_journal.saturating_sub(1);
-        let Waiting { batch, reply, .. } = self.queue.pop_front()?;
-        if let Err(error) = self.state.apply(position, batch.clone()) {
+        let Waiting { batch, reply, trace, .. } = self.queue.pop_front()?;
+        let applied = trace.run("writer.apply", || self.state.apply(position, batch.clone()));
+        if let Err(error) = applied {
             // The journal has rows that the table cannot take: a defect, as they were checked.
             error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
             reply.fail(error);
@@ -368,7 +371,8 @@ impl Handle<Append> for Writer {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let Append { batch, record, .. } = message;
-        self.queue.push_back(Waiting { ticket, batch, record: Some(record), durability, reply });
+        let (record, trace) = (Some(record), Trace::here());
+        self.queue.push_back(Waiting { ticket, batch, record, durability, reply, trace });
         self.on(Event::Arrived { memory_full: self.meter.full() }, cx);
     }
 }

@@ -124,10 +124,20 @@ impl<A: Actor> Hosted<A> {
         actix::ActorContext::stop(ctx);
     }
 
-    /// The step of a trace that handling a message is.
-    fn step<M>(&self, parent: &tracing::Span) -> tracing::Span {
-        let name = format!("{} {}", self.meta.kind, short_name::<M>());
-        crate::span!(parent: parent, "handle", otel.name = name, actor = &*self.meta.name)
+    /// The step that handling a message is within the caller's trace; the caller's own span
+    /// where no traces are sent, so that log lines keep its fields.
+    fn step<M>(&self, caller: tracing::Span) -> tracing::Span {
+        if caller.is_disabled() {
+            return caller;
+        }
+        let (kind, message) = (self.meta.kind, short_name::<M>());
+        let step = crate::span!(
+            parent: &caller,
+            "handle",
+            otel.name = %format_args!("{kind} {message}"),
+            actor = &*self.meta.name,
+        );
+        if step.is_disabled() { caller } else { step }
     }
 }
 
@@ -148,7 +158,7 @@ impl<A: Handle<M>, M: Message> actix::Handler<Parcel<M>> for Hosted<A> {
 
     fn handle(&mut self, parcel: Parcel<M>, ctx: &mut Self::Context) {
         let Parcel { message, reply, span } = parcel;
-        let step = if span.is_disabled() { span } else { self.step::<M>(&span) };
+        let step = self.step::<M>(span);
         self.turn(ctx, |actor, cx| step.in_scope(|| actor.handle(message, reply, cx)));
     }
 }

@@ -70,14 +70,12 @@ families! {
     JournalMetrics {
         /// Record groups written.
         groups: IntCounter = "kymo_journal_groups_total",
-        /// Record groups made durable by one fsync.
-        groups_per_sync: Histogram = "kymo_journal_groups_per_sync" buckets COUNTS,
+        /// Record groups written at once, and so made durable by one fsync.
+        groups_per_write: Histogram = "kymo_journal_groups_per_write" buckets COUNTS,
         /// Bytes written, frames included.
         written_bytes: IntCounter = "kymo_journal_written_bytes_total",
         /// Time of one fsync.
         sync_seconds: Histogram = "kymo_journal_sync_seconds" buckets FAST,
-        /// Time from handing over a record group to its acknowledgement.
-        commit_seconds: Histogram = "kymo_journal_commit_seconds" buckets FAST,
         /// Bytes that wait for the journal thread.
         queued_bytes: IntGauge = "kymo_journal_queued_bytes",
         /// Journal files on disk.

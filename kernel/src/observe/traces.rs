@@ -1,9 +1,9 @@
 //! Traces over OTLP, for those who ask for them by the standard `OTEL_…` variables.
 //!
 //! A request is one trace: the gateway opens a span, ports carry it to actors, [`Trace`]
-//! carries it to the journal's thread and back. Spans are made with [`span!`](crate::span),
-//! whose target keeps them out of the log; without an exporter none of them exists and
-//! making one costs a check of a flag.
+//! carries it to the journal's thread and back. Every span of ours from level `info` up is
+//! sent. Steps on hot paths are made with [`span!`](crate::span), whose target keeps them out
+//! of the log: without an exporter they do not exist, and making one costs a check of a flag.
 //!
 //! ```
 //! use kymo_kernel::observe::Trace;
@@ -30,7 +30,7 @@ use tracing_subscriber::{Layer, Registry};
 
 use crate::error::{Code, Error, Result};
 
-/// Target of all spans that belong to traces. The literal in [`span!`](crate::span) is equal.
+/// Target of spans that are for traces only. The literal in [`span!`](crate::span) is equal.
 pub(crate) const TRACE_TARGET: &str = "kymo::trace";
 
 /// How long [`Traces::finish`] may take.
@@ -143,13 +143,17 @@ impl Traces {
         Ok(Some(Traces { provider }))
     }
 
-    /// The layer that turns spans of our target, and nothing else, into spans of a trace.
+    /// The layer that turns our spans, and no events, into spans of a trace.
     pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
         tracing_opentelemetry::layer()
             .with_tracer(self.provider.tracer("kymo"))
             .with_location(false)
             .with_threads(true)
-            .with_filter(filter_fn(|metadata| metadata.target() == TRACE_TARGET))
+            .with_filter(filter_fn(|metadata| {
+                metadata.is_span()
+                    && metadata.target().starts_with("kymo")
+                    && *metadata.level() <= tracing::Level::INFO
+            }))
             .boxed()
     }
 
@@ -203,7 +207,8 @@ impl Trace {
 
     /// Runs something as a step within this trace.
     pub fn run<T>(&self, name: &'static str, work: impl FnOnce() -> T) -> T {
-        self.child(name).0.in_scope(work)
+        let step = self.child(name);
+        if step.is_on() { step.0.in_scope(work) } else { self.0.in_scope(work) }
     }
 
     /// The span, for code that enters or extends it.

@@ -29,6 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::env::{DiskFile, Env};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq};
+use crate::observe::Trace;
 use crate::storage::frame::{FILE_HEADER, FRAME_HEADER, FileHeader, frame_header};
 use crate::storage::journal::files::{FileInfo, Files};
 use crate::storage::log::{Done, Durability, LogWriter, RecordGroup};
@@ -108,6 +109,8 @@ struct Waiting {
     first: Seq,
     durability: Durability,
     done: Done,
+    /// From queueing to the answer, within the trace of whoever queued it.
+    trace: Trace,
 }
 
 /// The open file; touched only by whoever steps.
@@ -237,6 +240,7 @@ impl Shared {
             return done(Err(error));
         }
         let bytes = group.bytes() as u64;
+        let trace = Trace::here().child("journal.commit");
         let mut queue = self.queue.lock();
         if queue.closed {
             drop(queue);
@@ -244,7 +248,7 @@ impl Shared {
         }
         let first = queue.next;
         queue.next = Seq(first.0 + group.records.len() as u64);
-        queue.waiting.push(Waiting { group, first, durability, done });
+        queue.waiting.push(Waiting { group, first, durability, done, trace });
         let was_idle = queue.waiting.len() == 1;
         // Counted under the lock, so that the thread never takes away what was not added.
         self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -324,7 +328,10 @@ impl Shared {
     fn commit(&self, core: &mut Core, taken: Vec<Waiting>) {
         let mut answers = Answers(VecDeque::with_capacity(taken.len()));
         let mut groups = Vec::with_capacity(taken.len());
-        for Waiting { group, first, durability, done } in taken {
+        // One write and one fsync serve them all, so each trace has a step of its own for it.
+        let mut steps = Vec::new();
+        for Waiting { group, first, durability, done, trace } in taken {
+            let done = traced(done, trace, &mut steps);
             let seq = Seq(first.0 + group.records.len() as u64 - 1);
             let last = Position { partition: self.partition, epoch: self.epoch, seq };
             answers.0.push_back((durability, last, done));
@@ -506,6 +513,18 @@ fn full_hint(error: Error) -> Error {
         ),
         _ => error,
     }
+}
+
+/// Lets the step of a commit last until its answer, and begins one for writing and syncing.
+fn traced(done: Done, commit: Trace, steps: &mut Vec<Trace>) -> Done {
+    if !commit.is_on() {
+        return done;
+    }
+    steps.push(commit.child("journal.write"));
+    Box::new(move |outcome| {
+        done(outcome);
+        drop(commit);
+    })
 }
 
 /// Who waits for a batch, in order.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::observe::metrics;
+
 /// Upper bounds of the buckets of [`Stats::sync_buckets`], in microseconds; the last bucket
 /// has none.
 pub const SYNC_BOUNDS_US: [u64; 13] =
@@ -24,6 +26,10 @@ impl Stats {
         self.groups.fetch_add(groups as u64, Ordering::Relaxed);
         self.records.fetch_add(records as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let metrics = &metrics().journal;
+        metrics.groups.inc_by(groups as u64);
+        metrics.written_bytes.inc_by(bytes as u64);
+        metrics.groups_per_write.observe(groups as f64);
     }
 
     pub(super) fn synced(&self, took: Duration) {
@@ -32,6 +38,7 @@ impl Stats {
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_ns.fetch_add(micros.saturating_mul(1000), Ordering::Relaxed);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        metrics().journal.sync_seconds.observe(took.as_secs_f64());
     }
 
     /// Groups written.
