@@ -16,6 +16,8 @@ pub mod flusher;
 pub mod ingest;
 pub mod keeper;
 pub mod memory;
+pub mod query;
+pub mod session;
 pub mod writer;
 
 pub use boot::System;

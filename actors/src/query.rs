@@ -1,0 +1,153 @@
+//! The query actor: parses, plans and runs SQL on the query runtime.
+//!
+//! A turn of the actor only starts work; planning and execution happen on the query runtime,
+//! behind an admission gate, under a time limit and a cancel token. The engine is DataFusion,
+//! which no other part of Kymo sees: messages carry text, Arrow and our own errors.
+
+mod build;
+mod catalog;
+mod command;
+mod context;
+mod ddl;
+mod duration;
+mod engine;
+mod error;
+mod filter;
+mod functions;
+mod guc;
+mod information;
+mod names;
+mod params;
+mod parse;
+mod pgtypes;
+mod plan;
+mod provider;
+mod rewrite;
+mod running;
+mod scan;
+mod show;
+mod stream;
+mod system;
+mod text;
+mod utility;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use kymo_config::Settings;
+use kymo_kernel::Result;
+use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
+use kymo_kernel::env::Env;
+use kymo_kernel::ids::TableId;
+use kymo_kernel::message::{Acked, Ddl, DdlDone, Parse, Prepare, Query, Write};
+use kymo_kernel::pools::{Pool, Pools};
+use kymo_kernel::port::Port;
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::storage::version::Version;
+
+pub use system::{ActorRow, Inspect, PortRow, SupervisionRow};
+
+pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};
+
+/// What queries read: definitions and the current version of each table. Never blocks.
+pub trait Tables: Send + Sync + 'static {
+    /// The metadata as it is now.
+    fn catalog(&self) -> Arc<Snapshot>;
+    /// The rows of a table as they are now; `None` for a table that was dropped.
+    fn version(&self, table: TableId) -> Option<Arc<Version>>;
+}
+
+/// What queries change, through the actors that own it.
+pub trait Changes: Send + Sync + 'static {
+    /// Changes definitions.
+    fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>>;
+    /// Writes rows.
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
+}
+
+/// [`Changes`] through the ports of the catalog and of ingest.
+pub struct Ports {
+    /// To the catalog.
+    pub ddl: Port<Ddl>,
+    /// To ingest.
+    pub write: Port<Write>,
+}
+
+impl Changes for Ports {
+    fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>> {
+        let port = self.ddl.clone();
+        Box::pin(async move { port.call(ddl).await })
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>> {
+        let port = self.write.clone();
+        Box::pin(async move { port.call(write).await })
+    }
+}
+
+/// Everything that answers queries. Made once; the actor is made from it, again after a panic.
+#[derive(Clone)]
+pub struct QueryService {
+    engine: Arc<engine::Engine>,
+    pools: Pools,
+}
+
+impl QueryService {
+    /// Prepares the engine: functions, memory, and an emptied spill folder `<data_dir>/tmp`.
+    ///
+    /// # Errors
+    /// `io_error` where the spill folder cannot be made or emptied.
+    pub fn new(
+        settings: Arc<Settings>,
+        env: Env,
+        pools: Pools,
+        tables: Arc<dyn Tables>,
+        changes: Arc<dyn Changes>,
+        inspect: Arc<dyn Inspect>,
+    ) -> Result<Self> {
+        let engine = engine::Engine::new(settings, env, pools.clone(), tables, changes, inspect)?;
+        Ok(QueryService { engine: Arc::new(engine), pools })
+    }
+
+    /// An actor over the engine.
+    #[must_use]
+    pub fn actor(&self) -> QueryActor {
+        QueryActor { service: self.clone() }
+    }
+}
+
+/// Answers [`Parse`], [`Prepare`] and [`Query`].
+pub struct QueryActor {
+    service: QueryService,
+}
+
+impl Actor for QueryActor {}
+
+impl Handle<Parse> for QueryActor {
+    fn handle(&mut self, message: Parse, reply: Reply<Parse>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        // Parsing is computing: short for most texts, long for megabytes of INSERT.
+        let work = async move { engine.parse(&message.sql) };
+        let task = self.service.pools.spawn(Pool::Query, "parse", work);
+        cx.answer(reply, async move { task.await? });
+    }
+}
+
+impl Handle<Prepare> for QueryActor {
+    fn handle(&mut self, message: Prepare, reply: Reply<Prepare>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        let work = async move { engine.prepare(message).await };
+        let task = self.service.pools.spawn(Pool::Query, "prepare", work);
+        cx.answer(reply, async move { task.await? });
+    }
+}
+
+impl Handle<Query> for QueryActor {
+    fn handle(&mut self, message: Query, reply: Reply<Query>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        cx.answer(reply, async move { engine.run(message).await });
+    }
+}

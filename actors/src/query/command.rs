@@ -1,0 +1,201 @@
+//! What a statement asks for: our own commands as plain values, queries as syntax trees.
+
+use datafusion::sql::sqlparser::ast;
+use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
+
+/// A parsed statement, as it travels inside [`kymo_kernel::message::Statement`].
+#[derive(Debug, Clone)]
+pub(crate) struct Parsed {
+    /// What it asks for.
+    pub(crate) command: Command,
+    /// How many characters of the client's text lie before this statement.
+    pub(crate) offset: u32,
+    /// Line and column of the client's text where the statement begins.
+    pub(crate) start: (u64, u64),
+    /// The largest `n` of its `$n`.
+    pub(crate) parameters: usize,
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    /// A query, an insert, or an `EXPLAIN` of one: the engine plans it.
+    Plan(Box<Planned>),
+    /// A change of definitions.
+    Define(Define),
+    /// `SHOW …` and `DESCRIBE`.
+    Show(Show),
+    /// A change of the session's settings: name and value, `None` for the default.
+    Set(Vec<(String, Option<String>)>, Scope),
+    /// `RESET ALL` and `DISCARD ALL`.
+    ResetAll(&'static str),
+    /// `BEGIN` and relatives.
+    Transaction(Transaction),
+    /// Cursors of a session.
+    Cursor(Cursor),
+    /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …
+    Nothing,
+}
+
+/// How long a `SET` lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// As long as the session.
+    Session,
+    /// `SET LOCAL`: until the transaction ends.
+    Transaction,
+}
+
+/// A statement that becomes a plan.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    /// The tree, with our rewrites applied.
+    pub(crate) tree: ast::Statement,
+    /// Whether it writes.
+    pub(crate) writes: bool,
+    /// The names of the result's columns where they differ from the engine's.
+    pub(crate) names: Names,
+    /// Whether parameters stand where only constants can be planned (`generate_series($1)`).
+    pub(crate) late: bool,
+}
+
+/// How to name the columns of a result as PostgreSQL does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Names {
+    /// Names of the columns from the left, up to the first `*`.
+    pub(crate) head: Vec<Option<String>>,
+    /// Names of the columns after the last `*`, empty without one.
+    pub(crate) tail: Vec<Option<String>>,
+}
+
+/// A change of definitions.
+#[derive(Debug, Clone)]
+pub(crate) enum Define {
+    /// `CREATE TABLE`.
+    CreateTable(Box<NewTable>),
+    /// `DROP TABLE`.
+    DropTable {
+        /// Their names, as written.
+        names: Vec<PartialName>,
+        /// `IF EXISTS`.
+        if_exists: bool,
+    },
+    /// `CREATE DATABASE`.
+    CreateDatabase {
+        /// Its name.
+        name: String,
+        /// `IF NOT EXISTS`.
+        if_not_exists: bool,
+    },
+    /// `DROP DATABASE`.
+    DropDatabase {
+        /// Its name.
+        name: String,
+        /// `IF EXISTS`.
+        if_exists: bool,
+    },
+}
+
+/// The table of a `CREATE TABLE`.
+#[derive(Debug, Clone)]
+pub(crate) struct NewTable {
+    /// Its name, as written.
+    pub(crate) name: PartialName,
+    /// Its columns.
+    pub(crate) schema: TableSchema,
+    /// Its options.
+    pub(crate) options: TableOptions,
+    /// `IF NOT EXISTS`.
+    pub(crate) if_not_exists: bool,
+}
+
+/// A table's name with as many parts as were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PartialName {
+    /// The database, if written.
+    pub(crate) database: Option<String>,
+    /// The schema, if written.
+    pub(crate) schema: Option<String>,
+    /// The table.
+    pub(crate) table: String,
+}
+
+impl PartialName {
+    /// The full name, with a session's database and schema for the parts that are absent.
+    pub(crate) fn resolve(&self, database: &str, schema: &str) -> TableName {
+        TableName {
+            database: self.database.clone().unwrap_or_else(|| database.to_owned()),
+            schema: self.schema.clone().unwrap_or_else(|| schema.to_owned()),
+            table: self.table.clone(),
+        }
+    }
+}
+
+/// `SHOW …`.
+#[derive(Debug, Clone)]
+pub(crate) enum Show {
+    /// `SHOW TABLES [FROM database] [LIKE pattern]`.
+    Tables {
+        /// The database, if not the session's.
+        database: Option<String>,
+        /// A pattern with `%` and `_`.
+        like: Option<String>,
+    },
+    /// `SHOW DATABASES`.
+    Databases,
+    /// `SHOW SCHEMAS`.
+    Schemas,
+    /// `SHOW COLUMNS FROM table`, `DESCRIBE table`.
+    Columns(PartialName),
+    /// `SHOW CREATE TABLE table`.
+    CreateTable(PartialName),
+    /// `SHOW ALL`.
+    All,
+    /// `SHOW name`.
+    Setting(String),
+}
+
+/// `BEGIN` and relatives. Kymo writes each statement at once; what is kept is the status
+/// that drivers rely on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    /// `BEGIN`, `START TRANSACTION`, with their own tags.
+    Begin(&'static str),
+    /// `COMMIT`, `END`.
+    Commit,
+    /// `ROLLBACK`, `ABORT`.
+    Rollback,
+    /// `SAVEPOINT name`.
+    Savepoint(String),
+    /// `RELEASE name`.
+    Release(String),
+    /// `ROLLBACK TO name`.
+    RollbackTo(String),
+    /// `SET TRANSACTION …`.
+    Modes,
+}
+
+/// Cursors.
+#[derive(Debug, Clone)]
+pub(crate) enum Cursor {
+    /// `DECLARE name CURSOR FOR query`.
+    Declare {
+        /// Its name.
+        name: String,
+        /// Whether it outlives its transaction.
+        hold: bool,
+        /// The text of the query.
+        query: std::sync::Arc<kymo_kernel::message::Statement>,
+    },
+    /// `FETCH` and `MOVE`.
+    Fetch {
+        /// Its name.
+        name: String,
+        /// How many rows; `None` for all of the rest.
+        count: Option<u64>,
+        /// Whether the rows are only skipped.
+        skip: bool,
+    },
+    /// `CLOSE name`; `None` for `CLOSE ALL`.
+    Close(Option<String>),
+}

@@ -1,0 +1,423 @@
+//! Plans and runs statements: the query actor's work, free of actors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::execute_stream;
+use datafusion_pg_catalog::pg_catalog::PgCatalogStaticTables;
+use futures::StreamExt;
+use kymo_config::Settings;
+use kymo_kernel::env::Env;
+use kymo_kernel::message::{
+    Ddl, Outcome, Prepare, Prepared, Query, Runnable, SessionContext, Statement,
+};
+use kymo_kernel::pools::{Pool, Pools};
+use kymo_kernel::{Code, Error, Result};
+use tokio::sync::{mpsc, oneshot};
+
+use super::catalog::{Databases, Sources};
+use super::command::{Command, Define, Planned};
+use super::error::from_engine;
+use super::names::rename;
+use super::plan::{self, Plan, parsed};
+use super::rewrite::Rewriter;
+use super::running::{Limits, Running, Ticket};
+use super::stream::{Answer, Rows, once};
+use super::system::{Inspect, Inspector};
+use super::{Changes, Tables, build, guc, params, parse, show};
+
+/// Everything that planning and running needs. One a process.
+pub(super) struct Engine {
+    settings: Arc<Settings>,
+    env: Env,
+    pools: Pools,
+    rewriter: Rewriter,
+    base: SessionState,
+    tables: Arc<dyn Tables>,
+    changes: Arc<dyn Changes>,
+    running: Arc<Running>,
+}
+
+/// A statement on its way to the query runtime.
+struct Job {
+    statement: Arc<Statement>,
+    planned: Planned,
+    prepared: Option<Arc<Prepared>>,
+    parameters: Vec<datafusion::arrow::array::ArrayRef>,
+    session: Arc<SessionContext>,
+    limits: Limits,
+    ticket: Ticket,
+}
+
+impl Engine {
+    /// Prepares everything that outlives a statement.
+    ///
+    /// # Errors
+    /// `io_error` where the spill folder cannot be made; `internal`.
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        env: Env,
+        pools: Pools,
+        tables: Arc<dyn Tables>,
+        changes: Arc<dyn Changes>,
+        inspect: Arc<dyn Inspect>,
+    ) -> Result<Self> {
+        let limits = &settings.query;
+        let running =
+            Arc::new(Running::new(env.clock.clone(), limits.max_running, limits.max_waiting));
+        let statics = Arc::new(PgCatalogStaticTables::try_new().map_err(from_engine)?);
+        let inspector = Arc::new(Inspector {
+            settings: settings.clone(),
+            tables: tables.clone(),
+            running: running.clone(),
+            inspect,
+        });
+        let sources = Arc::new(Sources {
+            tables: tables.clone(),
+            changes: changes.clone(),
+            inspector,
+            statics: statics.clone(),
+        });
+        let runtime = build::runtime(&settings, &env)?;
+        let databases = Arc::new(Databases::new(sources));
+        let base = build::base(pools.sizes().query, runtime, databases, &statics)?;
+        let rewriter = Rewriter::new();
+        Ok(Engine { settings, env, pools, rewriter, base, tables, changes, running })
+    }
+
+    /// Splits and parses SQL text.
+    ///
+    /// # Errors
+    /// `too_large`, `syntax_error`, `unsupported`.
+    pub(super) fn parse(&self, sql: &str) -> Result<Vec<Arc<Statement>>> {
+        let most = self.settings.query.max_sql_bytes;
+        if sql.len() as u64 > most {
+            return Err(Error::new(
+                Code::TooLarge,
+                format!(
+                    "the SQL text has {} bytes, more than query.max_sql_bytes = {most}",
+                    sql.len()
+                ),
+            ));
+        }
+        parse::parse(sql, &self.rewriter)
+    }
+
+    fn state(&self, session: &Arc<SessionContext>) -> SessionState {
+        let mut state = build::for_session(&self.base, session);
+        state.mark_start_execution();
+        state
+    }
+
+    /// Plans a statement without running it.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub(super) async fn prepare(&self, message: Prepare) -> Result<Arc<Prepared>> {
+        let Prepare { statement, types, session } = message;
+        let (plan, parameters, columns) = match &parsed(&statement)?.command {
+            Command::Plan(planned) => {
+                let state = self.state(&session);
+                let snapshot = self.tables.catalog();
+                let typed = plan::prepare(&state, &snapshot, &statement, planned, &types).await?;
+                (typed.plan, typed.parameters, typed.columns)
+            }
+            Command::Show(wanted) => {
+                let rows = show::rows(wanted, &session, &self.tables.catalog())?;
+                (Plan::None, Vec::new(), Some(rows.schema()))
+            }
+            _ => (Plan::None, Vec::new(), None),
+        };
+        Ok(Arc::new(Prepared { statement, parameters, columns, plan: Arc::new(plan) }))
+    }
+
+    /// Runs a statement up to its first rows.
+    ///
+    /// # Errors
+    /// Those of planning and running; `busy`, `cancelled`, `deadline_exceeded`.
+    pub(super) async fn run(self: &Arc<Self>, message: Query) -> Result<Outcome> {
+        let Query { run, parameters, session, timeout, cancel } = message;
+        let (statement, prepared) = match run {
+            Runnable::Statement(statement) => (statement, None),
+            Runnable::Prepared(prepared) => (prepared.statement.clone(), Some(prepared)),
+        };
+        let clock = self.env.clock.clone();
+        let deadline = self.time_limit(&session, timeout).map(|limit| clock.monotonic() + limit);
+        let limits = Limits { cancel, deadline, clock };
+        match &parsed(&statement)?.command {
+            Command::Plan(planned) => {
+                if planned.writes {
+                    writable(&session, &statement.verb)?;
+                }
+                let ticket = self.running.admit(&session, &statement.text, &limits).await?;
+                let planned = planned.as_ref().clone();
+                let job = Job { statement, planned, prepared, parameters, session, limits, ticket };
+                self.start(job).await
+            }
+            Command::Show(wanted) => {
+                let rows = show::rows(wanted, &session, &self.tables.catalog())?;
+                Ok(Outcome::Rows { schema: rows.schema(), stream: once(rows) })
+            }
+            Command::Define(define) => {
+                writable(&session, &statement.verb)?;
+                limits.race(self.define(define, &session)).await?;
+                Ok(done(&statement.verb))
+            }
+            Command::Set(changes, _) => self.set(&statement.verb, changes),
+            Command::ResetAll(verb) => {
+                let names = session.settings.keys().cloned().chain(["schema".to_owned()]);
+                let settings = names.map(|name| (name, None)).collect();
+                Ok(Outcome::Done { verb: (*verb).to_owned(), rows: None, settings })
+            }
+            Command::Cursor(_) => Err(Error::new(
+                Code::Unsupported,
+                format!("{} needs a connection of its own", statement.verb),
+            )
+            .with_hint("use cursors over the PostgreSQL protocol")),
+            Command::Transaction(_) | Command::Nothing => Ok(done(&statement.verb)),
+        }
+    }
+
+    /// The shortest of the limits that apply.
+    fn time_limit(&self, session: &SessionContext, asked: Option<Duration>) -> Option<Duration> {
+        let server = match self.settings.query.timeout_ms {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        };
+        [server, guc::statement_timeout(session), asked].into_iter().flatten().min()
+    }
+
+    fn set(&self, verb: &str, changes: &[(String, Option<String>)]) -> Result<Outcome> {
+        let settings = changes
+            .iter()
+            .map(|(name, value)| guc::check(name, value.as_deref()))
+            .collect::<Result<Vec<_>>>()?;
+        for (name, value) in &settings {
+            if name == "database"
+                && let Some(database) = value
+            {
+                show::check_database(database, &self.tables.catalog())?;
+            }
+        }
+        Ok(Outcome::Done { verb: verb.to_owned(), rows: None, settings })
+    }
+
+    async fn define(&self, define: &Define, session: &SessionContext) -> Result<()> {
+        let full =
+            |name: &super::command::PartialName| name.resolve(&session.database, &session.schema);
+        match define {
+            Define::CreateTable(new) => {
+                let name = full(&new.name);
+                name.check()?;
+                let ddl = Ddl::CreateTable {
+                    name,
+                    schema: new.schema.clone(),
+                    options: new.options.clone(),
+                    if_not_exists: new.if_not_exists,
+                    create_database: false,
+                };
+                self.changes.ddl(ddl).await?;
+            }
+            Define::DropTable { names, if_exists } => {
+                for name in names {
+                    let ddl = Ddl::DropTable { name: full(name), if_exists: *if_exists };
+                    self.changes.ddl(ddl).await?;
+                }
+            }
+            Define::CreateDatabase { name, if_not_exists } => {
+                let (name, if_not_exists) = (name.clone(), *if_not_exists);
+                self.changes.ddl(Ddl::CreateDatabase { name, if_not_exists }).await?;
+            }
+            Define::DropDatabase { name, if_exists } => {
+                if *name == session.database {
+                    return Err(Error::new(
+                        Code::InvalidInput,
+                        format!("cannot drop the current database \"{name}\""),
+                    )
+                    .with_hint("USE another database first"));
+                }
+                let (name, if_exists) = (name.clone(), *if_exists);
+                self.changes.ddl(Ddl::DropDatabase { name, if_exists }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a job to the query runtime and waits for the head of its answer.
+    async fn start(self: &Arc<Self>, job: Job) -> Result<Outcome> {
+        let limits = job.limits.clone();
+        let verb = job.statement.verb.clone();
+        let (head, answered) = oneshot::channel();
+        let (rows, received) = mpsc::channel(self.settings.query.stream_batches.max(1));
+        let engine = self.clone();
+        let span = tracing::info_span!("run query", sql = %job.statement.text);
+        let work = async move { engine.work(job, head, rows).await };
+        let task =
+            self.pools.spawn(Pool::Query, "query", tracing::Instrument::instrument(work, span));
+        let head = limits.race(async { answered.await.map_err(|_| gone()) }).await;
+        let head = match head {
+            Ok(head) => head?,
+            // The task ended without an answer: its own panic says more.
+            Err(error) if error.code() == Code::Internal => {
+                return Err(task.await.err().unwrap_or(error));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(match head {
+            Head::Written(count) => Outcome::Done { verb, rows: Some(count), settings: Vec::new() },
+            Head::Rows(schema) => {
+                Outcome::Rows { schema, stream: Box::pin(Answer::new(received, task, limits)) }
+            }
+        })
+    }
+
+    async fn work(&self, job: Job, head: oneshot::Sender<Result<Head>>, rows: mpsc::Sender<Rows>) {
+        let limits = job.limits.clone();
+        let outcome = limits.race(self.open(&job)).await;
+        let Opened { schema, mut stream } = match outcome {
+            Ok(Opening::Rows(opened)) => opened,
+            Ok(Opening::Written(count)) => {
+                let _ = head.send(Ok(Head::Written(count)));
+                return;
+            }
+            Err(error) => {
+                let _ = head.send(Err(error));
+                return;
+            }
+        };
+        if head.send(Ok(Head::Rows(schema.clone()))).is_err() {
+            return;
+        }
+        let pump = async {
+            while let Some(batch) = stream.next().await {
+                let batch = dress(batch.map_err(from_engine)?, &schema)?;
+                job.ticket.count(batch.num_rows());
+                if rows.send(Ok(batch)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // Whoever no longer listens has no use for more rows.
+        let outcome = tokio::select! {
+            biased;
+            () = rows.closed() => return,
+            outcome = limits.race(pump) => outcome,
+        };
+        if let Err(error) = outcome {
+            let _ = rows.send(Err(error)).await;
+        }
+    }
+
+    async fn open(&self, job: &Job) -> Result<Opening> {
+        let state = self.state(&job.session);
+        let plan = self.bound(&state, job).await?;
+        let writes = matches!(plan, LogicalPlan::Dml(_));
+        let physical = state.create_physical_plan(&plan).await.map_err(from_engine)?;
+        let context = state.task_ctx();
+        let mut stream = execute_stream(physical, context).map_err(from_engine)?;
+        if !writes {
+            let schema = rename(&stream.schema(), &job.planned.names);
+            return Ok(Opening::Rows(Opened { schema, stream }));
+        }
+        let mut count = 0;
+        while let Some(batch) = stream.next().await {
+            let batch = batch.map_err(from_engine)?;
+            if let Some(column) = batch.columns().first()
+                && column.data_type() == &DataType::UInt64
+            {
+                count += column.as_primitive::<UInt64Type>().values().iter().sum::<u64>();
+            }
+        }
+        Ok(Opening::Written(count))
+    }
+
+    /// The plan with its values in place: the prepared one where it still holds.
+    async fn bound(&self, state: &SessionState, job: &Job) -> Result<LogicalPlan> {
+        let Job { statement, planned, prepared, parameters, session, .. } = job;
+        let snapshot = self.tables.catalog();
+        let needed = parsed(statement)?.parameters;
+        if prepared.is_none() && needed == 0 && parameters.is_empty() {
+            return plan::plan(state, &snapshot, statement, planned).await;
+        }
+        let prepared = match prepared {
+            Some(prepared) => prepared.clone(),
+            None => {
+                let types = parameters.iter().map(|each| Some(each.data_type().clone())).collect();
+                let prepare =
+                    Prepare { statement: statement.clone(), types, session: session.clone() };
+                self.prepare(prepare).await?
+            }
+        };
+        let values = params::values(parameters, &prepared.parameters)?;
+        match prepared.plan.downcast_ref::<Plan>() {
+            Some(Plan::Logical { plan, tables, scope })
+                if *scope == (session.database.clone(), session.schema.clone())
+                    && plan::still_valid(&snapshot, tables) =>
+            {
+                params::bind(plan.as_ref().clone(), values)
+            }
+            Some(Plan::Logical { .. }) => {
+                let types: Vec<_> = prepared.parameters.iter().cloned().map(Some).collect();
+                let again = plan::prepare(state, &snapshot, statement, planned, &types).await?;
+                if again.columns != prepared.columns {
+                    return Err(Error::new(
+                        Code::InvalidInput,
+                        "cached plan must not change result type",
+                    )
+                    .with_hint("the table changed: prepare the statement again"));
+                }
+                match again.plan {
+                    Plan::Logical { plan, .. } => params::bind(*plan, values),
+                    _ => plan::plan_with(state, &snapshot, statement, planned, &values).await,
+                }
+            }
+            _ => plan::plan_with(state, &snapshot, statement, planned, &values).await,
+        }
+    }
+}
+
+enum Head {
+    Rows(SchemaRef),
+    Written(u64),
+}
+
+enum Opening {
+    Rows(Opened),
+    Written(u64),
+}
+
+struct Opened {
+    schema: SchemaRef,
+    stream: datafusion::execution::SendableRecordBatchStream,
+}
+
+fn gone() -> Error {
+    Error::internal("the query ended without an answer")
+}
+
+fn done(verb: &str) -> Outcome {
+    Outcome::Done { verb: verb.to_owned(), rows: None, settings: Vec::new() }
+}
+
+fn writable(session: &SessionContext, verb: &str) -> Result<()> {
+    if !session.read_only {
+        return Ok(());
+    }
+    Err(Error::new(Code::NotAuthorized, format!("cannot execute {verb} in a read-only session"))
+        .with_hint("use POST for statements that change something"))
+}
+
+/// The batch under the names that the client expects.
+fn dress(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    if Arc::ptr_eq(batch.schema_ref(), schema) {
+        return Ok(batch);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(schema.clone(), batch.columns().to_vec(), &options)
+        .map_err(|error| Error::internal(format!("rows of another shape than planned: {error}")))
+}

@@ -1,0 +1,454 @@
+//! From SQL text to statements: split at semicolons, our own commands read by hand, everything
+//! else by the SQL engine's PostgreSQL grammar.
+//!
+//! Each statement keeps its own text and its place in the client's text, so that an error in
+//! the third statement points into the third statement.
+
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use kymo_kernel::message::Statement;
+use kymo_kernel::{Code, Error, Result};
+
+use super::command::{Command, Cursor, Define, Parsed, Planned};
+use super::error::from_parser;
+use super::rewrite::{Rewriter, catalog_query};
+use super::text::{Lines, position};
+use super::{ddl, utility};
+
+/// Nesting that a statement may have: deeper ones would need more stack than threads have.
+const DEPTH: usize = 64;
+/// Operators chained in one statement; each is a level of the tree.
+const MAX_OPERATORS: usize = 2_000;
+
+pub(super) static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
+
+/// Splits and parses SQL text; empty statements are left out.
+///
+/// # Errors
+/// `syntax_error` with the place; `unsupported` for statements that are not offered.
+pub(crate) fn parse(sql: &str, rewriter: &Rewriter) -> Result<Vec<Arc<Statement>>> {
+    let lines = Lines::new(sql);
+    let tokens = Tokenizer::new(&DIALECT, sql).tokenize_with_location().map_err(|error| {
+        Error::new(Code::Syntax, format!("syntax error: {}", error.message))
+            .with_position(lines.position(error.location))
+    })?;
+    let mut statements = Vec::new();
+    for piece in tokens.split(|token| token.token == Token::SemiColon) {
+        let mut words = piece.iter().filter(|t| !matches!(t.token, Token::Whitespace(_)));
+        let Some(first) = words.next() else { continue };
+        let last = words.next_back().unwrap_or(first);
+        let start = lines.byte(first.span.start);
+        let end = lines.byte(last.span.end).max(start);
+        let statement = one(&sql[start..end], piece, position(sql, start) - 1, rewriter)
+            .map_err(|error| place(error, sql))?;
+        statements.push(Arc::new(statement));
+    }
+    Ok(statements)
+}
+
+/// Parser messages carry their place as text; here it becomes a number.
+fn place(error: Failure, sql: &str) -> Error {
+    match error {
+        Failure::Parser(error) => from_parser(&error, Some(sql)),
+        Failure::Ours(error) => error,
+    }
+}
+
+/// Why a statement cannot be read.
+pub(super) enum Failure {
+    /// The grammar says so; the place is in the text.
+    Parser(ParserError),
+    /// We say so.
+    Ours(Error),
+}
+
+impl From<ParserError> for Failure {
+    fn from(error: ParserError) -> Self {
+        Failure::Parser(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Ours(error)
+    }
+}
+
+fn one(
+    text: &str,
+    tokens: &[TokenWithSpan],
+    offset: u32,
+    rewriter: &Rewriter,
+) -> Result<Statement, Failure> {
+    check_size(tokens)?;
+    let parameters = largest_parameter(tokens)?;
+    let mut parser = Parser::new(&DIALECT)
+        .with_recursion_limit(DEPTH)
+        .with_tokens_with_locations(tokens.to_vec());
+    let (verb, command) = command(&mut parser, text, offset, tokens, rewriter)?;
+    let verb = verb.to_owned();
+    let start = tokens
+        .iter()
+        .find(|each| !matches!(each.token, Token::Whitespace(_)))
+        .map_or((1, 1), |first| (first.span.start.line, first.span.start.column));
+    let parsed = Parsed { command, offset, start, parameters };
+    Ok(Statement { text: text.into(), verb, tree: Arc::new(parsed) })
+}
+
+fn check_size(tokens: &[TokenWithSpan]) -> Result<()> {
+    let operators = tokens.iter().filter(|each| is_operator(&each.token)).count();
+    if operators > MAX_OPERATORS {
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("the statement chains {operators} operators, more than {MAX_OPERATORS}"),
+        )
+        .with_hint("use IN (…), = ANY (array) or a join instead of long chains"));
+    }
+    Ok(())
+}
+
+fn is_operator(token: &Token) -> bool {
+    match token {
+        Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod => true,
+        Token::StringConcat | Token::DoubleColon | Token::LBracket => true,
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::UNION
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+        ),
+        _ => false,
+    }
+}
+
+fn largest_parameter(tokens: &[TokenWithSpan]) -> Result<usize> {
+    let mut largest = 0;
+    for token in tokens {
+        let Token::Placeholder(name) = &token.token else { continue };
+        let number = name.strip_prefix('$').and_then(|digits| digits.parse::<usize>().ok());
+        match number {
+            Some(number) if (1..=65_535).contains(&number) => largest = largest.max(number),
+            _ => {
+                return Err(Error::new(
+                    Code::Syntax,
+                    format!("parameter {name:?} is not of the form $1 … $65535"),
+                ));
+            }
+        }
+    }
+    Ok(largest)
+}
+
+fn command(
+    parser: &mut Parser,
+    text: &str,
+    offset: u32,
+    tokens: &[TokenWithSpan],
+    rewriter: &Rewriter,
+) -> Result<(&'static str, Command), Failure> {
+    if let Some((verb, command)) = utility::read(parser)? {
+        utility::end(parser)?;
+        return Ok((verb, command));
+    }
+    if let Some((name, hold)) = utility::declare(parser)? {
+        // What follows FOR is a statement of its own.
+        let rest = parser.peek_token();
+        let skip = tokens.iter().position(|each| each.span.start == rest.span.start);
+        let query_tokens = skip.map_or(&[][..], |skip| &tokens[skip..]);
+        let start = tokens
+            .iter()
+            .find(|t| !matches!(t.token, Token::Whitespace(_)))
+            .map_or(0, |first| relative(first.span.start, rest.span.start, text));
+        let query = one(&text[start..], query_tokens, offset, rewriter)?;
+        let reads = query.tree.downcast_ref::<Parsed>().is_some_and(
+            |parsed| matches!(&parsed.command, Command::Plan(planned) if !planned.writes),
+        );
+        if !reads {
+            return Err(Error::new(Code::Syntax, "a cursor is declared FOR a query").into());
+        }
+        let cursor = Cursor::Declare { name, hold, query: Arc::new(query) };
+        return Ok(("DECLARE CURSOR", Command::Cursor(cursor)));
+    }
+    if let Some(define) = ddl::read(parser)? {
+        utility::end(parser)?;
+        let verb = match &define {
+            Define::CreateTable(_) => "CREATE TABLE",
+            Define::DropTable { .. } => "DROP TABLE",
+            Define::CreateDatabase { .. } => "CREATE DATABASE",
+            Define::DropDatabase { .. } => "DROP DATABASE",
+        };
+        return Ok((verb, Command::Define(define)));
+    }
+    let tree = if catalog_query(tokens) {
+        rewriter.catalog_statement(text)?
+    } else {
+        let tree = parser.parse_statement()?;
+        utility::end(parser)?;
+        tree
+    };
+    planned(tree, rewriter)
+}
+
+/// The byte of a statement's text at a place of the client's text, where the statement begins
+/// at `from`.
+pub(super) fn relative(from: Location, to: Location, text: &str) -> usize {
+    let columns = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    let chars = |start: usize, count: usize| {
+        let rest = &text[start..];
+        start + rest.char_indices().nth(count).map_or(rest.len(), |(byte, _)| byte)
+    };
+    if to.line <= from.line {
+        return chars(0, columns(to.column.saturating_sub(from.column)));
+    }
+    let breaks = columns(to.line - from.line - 1);
+    let start = text.match_indices('\n').nth(breaks).map_or(text.len(), |(at, _)| at + 1);
+    chars(start, columns(to.column.saturating_sub(1)))
+}
+
+/// The allow-list: what the engine may plan. Everything else is refused by name.
+fn planned(
+    mut tree: ast::Statement,
+    rewriter: &Rewriter,
+) -> Result<(&'static str, Command), Failure> {
+    let (verb, writes) = match &tree {
+        ast::Statement::Query(query) => (query_verb(query)?, false),
+        ast::Statement::Insert(insert) => {
+            check_insert(insert)?;
+            ("INSERT", true)
+        }
+        ast::Statement::Explain { statement, analyze, options, .. } => {
+            // EXPLAIN ANALYZE of an INSERT would write; the plan alone is harmless.
+            let runs = *analyze
+                || options.as_ref().is_some_and(|all| {
+                    all.iter().any(|each| each.name.value.eq_ignore_ascii_case("analyze"))
+                });
+            match statement.as_ref() {
+                ast::Statement::Query(_) => ("EXPLAIN", false),
+                ast::Statement::Insert(insert) => {
+                    check_insert(insert)?;
+                    ("EXPLAIN", runs)
+                }
+                other => return Err(refuse(other).into()),
+            }
+        }
+        other => return Err(refuse(other).into()),
+    };
+    let (names, late) = rewriter.apply(&mut tree)?;
+    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, late }))))
+}
+
+fn query_verb(query: &ast::Query) -> Result<&'static str> {
+    if !query.locks.is_empty() {
+        return Err(unsupported("SELECT … FOR UPDATE"));
+    }
+    fn check(body: &ast::SetExpr) -> Result<()> {
+        match body {
+            ast::SetExpr::Select(select) if select.into.is_some() => {
+                Err(unsupported("SELECT … INTO").with_hint("use CREATE TABLE and INSERT … SELECT"))
+            }
+            ast::SetExpr::Insert(_)
+            | ast::SetExpr::Update(_)
+            | ast::SetExpr::Delete(_)
+            | ast::SetExpr::Merge(_) => Err(unsupported("a data change inside a query")),
+            ast::SetExpr::Query(query) => check(&query.body),
+            ast::SetExpr::SetOperation { left, right, .. } => {
+                check(left).and_then(|()| check(right))
+            }
+            _ => Ok(()),
+        }
+    }
+    check(&query.body)?;
+    Ok("SELECT")
+}
+
+fn check_insert(insert: &ast::Insert) -> Result<()> {
+    if insert.on.is_some() {
+        return Err(unsupported("INSERT … ON CONFLICT")
+            .with_hint("writing the same tags and time again replaces the earlier row"));
+    }
+    if insert.returning.is_some() {
+        return Err(unsupported("INSERT … RETURNING"));
+    }
+    if insert.overwrite || insert.replace_into {
+        return Err(unsupported("INSERT OVERWRITE and REPLACE INTO")
+            .with_hint("a plain INSERT replaces rows of the same tags and time"));
+    }
+    if insert.source.is_none() {
+        return Err(unsupported("INSERT … DEFAULT VALUES and SET"));
+    }
+    Ok(())
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(Code::Unsupported, format!("{what} is not supported"))
+}
+
+fn refuse(tree: &ast::Statement) -> Error {
+    let text = tree.to_string();
+    let words: Vec<&str> = text.split_whitespace().take(2).collect();
+    let what = words.join(" ").to_uppercase();
+    let hint = match tree {
+        ast::Statement::Copy { .. } => {
+            "the server reads and writes no files for SQL; use the HTTP API or COPY … TO STDOUT"
+        }
+        ast::Statement::Update(_) => "an INSERT with the same tags and time replaces the row",
+        ast::Statement::Delete(_) | ast::Statement::Truncate(_) => {
+            "rows cannot be deleted yet; DROP TABLE removes all of them"
+        }
+        ast::Statement::Prepare { .. } | ast::Statement::Execute { .. } => {
+            "use your driver's prepared statements"
+        }
+        _ => {
+            "statements: SELECT, INSERT, EXPLAIN, CREATE/DROP TABLE, CREATE/DROP DATABASE, SHOW, DESCRIBE, SET"
+        }
+    };
+    unsupported(&what).with_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::command::{Show, Transaction};
+
+    fn all(sql: &str) -> Vec<Arc<Statement>> {
+        parse(sql, &Rewriter::new()).unwrap()
+    }
+
+    fn first(sql: &str) -> Command {
+        all(sql)[0].tree.downcast_ref::<Parsed>().unwrap().command.clone()
+    }
+
+    #[test]
+    fn splits_at_semicolons_outside_of_strings_and_keeps_places() {
+        let found = all(" SELECT ';' ;;\n SELECT 2 -- end;\n; /* x */ ");
+        assert_eq!(found.len(), 2);
+        assert_eq!(&*found[0].text, "SELECT ';'");
+        assert_eq!(&*found[1].text, "SELECT 2");
+        assert_eq!(found[1].tree.downcast_ref::<Parsed>().unwrap().offset, 16);
+        assert!(all("").is_empty());
+        assert!(all(" ; -- nothing\n").is_empty());
+    }
+
+    #[test]
+    fn a_syntax_error_has_a_place_in_the_whole_text() {
+        let error = parse("SELECT 1; SELEC 2", &Rewriter::new()).unwrap_err();
+        assert_eq!((error.code(), error.position()), (Code::Syntax, Some(11)));
+        let error = parse("SELECT 'abc", &Rewriter::new()).unwrap_err();
+        assert_eq!((error.code(), error.position()), (Code::Syntax, Some(8)));
+        let error = parse("SELECT 1 1", &Rewriter::new()).unwrap_err();
+        assert_eq!((error.code(), error.position()), (Code::Syntax, Some(10)));
+    }
+
+    #[test]
+    fn statements_that_touch_files_or_the_engine_are_refused() {
+        for sql in [
+            "COPY (SELECT 1) TO '/tmp/x.parquet'",
+            "COPY t FROM '/etc/passwd'",
+            "CREATE EXTERNAL TABLE t (a INT) STORED AS CSV LOCATION '/tmp/x'",
+            "CREATE VIEW v AS SELECT 1",
+            "UPDATE t SET a = 1",
+            "DELETE FROM t",
+            "TRUNCATE t",
+            "SELECT 1 INTO t",
+            "WITH x AS (INSERT INTO t VALUES (1)) SELECT * FROM x",
+            "EXPLAIN COPY (SELECT 1) TO '/tmp/x'",
+            "PREPARE p AS SELECT 1",
+            "CREATE FUNCTION f() RETURNS INT AS 'x'",
+            "GRANT ALL ON t TO u",
+            "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING",
+            "ALTER TABLE t ADD COLUMN x INT",
+            "LOAD 'x'",
+        ] {
+            let error = parse(sql, &Rewriter::new()).unwrap_err();
+            assert!(matches!(error.code(), Code::Unsupported | Code::Syntax), "{sql}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn commands_have_their_tags() {
+        for (sql, verb) in [
+            ("select 1", "SELECT"),
+            ("VALUES (1)", "SELECT"),
+            ("WITH a AS (SELECT 1) SELECT * FROM a", "SELECT"),
+            ("TABLE t", "SELECT"),
+            ("insert into t values (1)", "INSERT"),
+            ("explain select 1", "EXPLAIN"),
+            ("EXPLAIN (ANALYZE) SELECT 1", "EXPLAIN"),
+            ("begin", "BEGIN"),
+            ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", "BEGIN"),
+            ("START TRANSACTION READ ONLY", "START TRANSACTION"),
+            ("commit and no chain", "COMMIT"),
+            ("END", "COMMIT"),
+            ("abort", "ROLLBACK"),
+            ("SAVEPOINT a", "SAVEPOINT"),
+            ("RELEASE SAVEPOINT a", "RELEASE"),
+            ("ROLLBACK TO SAVEPOINT a", "ROLLBACK"),
+            ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "SET"),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SET"),
+            ("SET x.y = 1", "SET"),
+            ("RESET ALL", "RESET"),
+            ("DISCARD ALL", "DISCARD ALL"),
+            ("DEALLOCATE ALL", "DEALLOCATE ALL"),
+            ("DEALLOCATE PREPARE s1", "DEALLOCATE"),
+            ("CLOSE ALL", "CLOSE CURSOR ALL"),
+            ("UNLISTEN *", "UNLISTEN"),
+            ("LISTEN channel", "LISTEN"),
+            ("NOTIFY channel, 'x'", "NOTIFY"),
+            ("SHOW TABLES", "SHOW"),
+            ("DESCRIBE cpu", "SHOW"),
+            ("USE metrics", "USE"),
+            ("DECLARE c CURSOR FOR SELECT 1", "DECLARE CURSOR"),
+            ("FETCH FORWARD 10 FROM c", "FETCH"),
+            ("MOVE 5 IN c", "MOVE"),
+            ("CREATE DATABASE d", "CREATE DATABASE"),
+            ("DROP TABLE IF EXISTS a, b", "DROP TABLE"),
+        ] {
+            assert_eq!(all(sql)[0].verb, verb, "{sql}");
+        }
+    }
+
+    #[test]
+    fn reads_show_and_cursors() {
+        assert!(
+            matches!(first("SHOW transaction isolation level"), Command::Show(Show::Setting(name)) if name == "transaction_isolation")
+        );
+        assert!(
+            matches!(first("SHOW TIME ZONE"), Command::Show(Show::Setting(name)) if name == "timezone")
+        );
+        assert!(
+            matches!(first("SHOW COLUMNS FROM a.b"), Command::Show(Show::Columns(name)) if name.schema.as_deref() == Some("a"))
+        );
+        assert!(
+            matches!(first("ROLLBACK TO a"), Command::Transaction(Transaction::RollbackTo(name)) if name == "a")
+        );
+        let Command::Cursor(Cursor::Declare { name, hold, query }) =
+            first("DECLARE \"My\" NO SCROLL CURSOR WITH HOLD FOR\n  SELECT $1 + 1")
+        else {
+            panic!("not a cursor")
+        };
+        assert_eq!((name.as_str(), hold, &*query.text), ("My", true, "SELECT $1 + 1"));
+        assert!(matches!(first("FETCH ALL c"), Command::Cursor(Cursor::Fetch { count: None, .. })));
+        assert!(matches!(
+            first("FETCH NEXT FROM c"),
+            Command::Cursor(Cursor::Fetch { count: Some(1), .. })
+        ));
+        assert!(parse("FETCH BACKWARD 1 FROM c", &Rewriter::new()).is_err());
+    }
+
+    #[test]
+    fn depth_and_length_are_bounded() {
+        let deep = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
+        assert_eq!(parse(&deep, &Rewriter::new()).unwrap_err().code(), Code::TooLarge);
+        let long = format!("SELECT 1{}", " + 1".repeat(5000));
+        assert_eq!(parse(&long, &Rewriter::new()).unwrap_err().code(), Code::TooLarge);
+        assert_eq!(parse("SELECT $99999999", &Rewriter::new()).unwrap_err().code(), Code::Syntax);
+    }
+}

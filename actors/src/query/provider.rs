@@ -1,0 +1,203 @@
+//! A table as the engine sees it: what it holds, what it can look up, and where inserts go.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{DataFusionError, Result, plan_err};
+use datafusion::datasource::TableType;
+use datafusion::datasource::sink::{DataSink, DataSinkExec};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
+use futures::StreamExt;
+use kymo_kernel::ids::MetaVersion;
+use kymo_kernel::message::Write;
+use kymo_kernel::schema::{ColumnKind, TableBatch, TableDef};
+use kymo_kernel::{Code, Error};
+
+use super::filter::{Wanted, understood};
+use super::scan::TsScanExec;
+use super::{Changes, Tables};
+
+/// A table of the catalog. Rows are those of the version at the time of planning a run, so a
+/// plan that is kept and run again sees what was acknowledged meanwhile.
+pub(crate) struct KymoTable {
+    def: Arc<TableDef>,
+    schema: SchemaRef,
+    snapshot: MetaVersion,
+    tables: Arc<dyn Tables>,
+    changes: Arc<dyn Changes>,
+    /// What a column is given when an insert leaves it out.
+    defaults: HashMap<String, Expr>,
+}
+
+impl fmt::Debug for KymoTable {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "KymoTable({})", self.def.name)
+    }
+}
+
+impl KymoTable {
+    pub(super) fn new(
+        def: Arc<TableDef>,
+        snapshot: MetaVersion,
+        tables: Arc<dyn Tables>,
+        changes: Arc<dyn Changes>,
+    ) -> Self {
+        let time = def.schema.columns.iter().find(|column| column.kind == ColumnKind::Time);
+        let now = datafusion::functions::datetime::expr_fn::now();
+        let defaults = time.map(|time| (time.name.clone(), now)).into_iter().collect();
+        KymoTable { schema: def.schema.arrow(), def, snapshot, tables, changes, defaults }
+    }
+
+    /// The definition that plans were made with.
+    pub(super) fn def(&self) -> &Arc<TableDef> {
+        &self.def
+    }
+}
+
+#[async_trait]
+impl TableProvider for KymoTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn get_column_default(&self, column: &str) -> Option<&Expr> {
+        self.defaults.get(column)
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        let schema = &self.def.schema;
+        // Files and pages are passed over whole, so rows that do not match may come through.
+        Ok(filters
+            .iter()
+            .map(|filter| match understood(schema, filter) {
+                true => TableProviderFilterPushDown::Inexact,
+                false => TableProviderFilterPushDown::Unsupported,
+            })
+            .collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(version) = self.tables.version(self.def.id) else {
+            let error = Error::new(
+                Code::TableNotFound,
+                format!("table \"{}\" was dropped", self.def.name.table),
+            );
+            return Err(DataFusionError::External(Box::new(error)));
+        };
+        // The version may know more columns than the plan; places in the plan's schema are
+        // found again by id.
+        let projection = self.places(projection, &version.table)?;
+        let wanted = Wanted::of(&version.table.schema, filters);
+        let partitions = state.config().target_partitions();
+        let scan = TsScanExec::new(version, self.snapshot, projection, &wanted, limit, partitions)?;
+        Ok(Arc::new(scan))
+    }
+
+    async fn insert_into(
+        &self,
+        _state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if op != InsertOp::Append {
+            return plan_err!("only INSERT INTO is supported");
+        }
+        let sink = WriteSink {
+            def: self.def.clone(),
+            schema: self.schema.clone(),
+            changes: self.changes.clone(),
+        };
+        Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
+    }
+}
+
+impl KymoTable {
+    fn places(&self, projection: Option<&Vec<usize>>, current: &TableDef) -> Result<Vec<usize>> {
+        let all: Vec<usize> = (0..self.def.schema.columns.len()).collect();
+        let wanted = projection.unwrap_or(&all);
+        wanted
+            .iter()
+            .map(|at| {
+                let column = &self.def.schema.columns[*at];
+                let place = current.schema.columns.iter().position(|each| each.id == column.id);
+                place.ok_or_else(|| {
+                    let text = format!("column \"{}\" was dropped", column.name);
+                    DataFusionError::External(Box::new(Error::new(Code::ColumnNotFound, text)))
+                })
+            })
+            .collect()
+    }
+}
+
+/// Hands the rows of an `INSERT` to the write path, a batch at a time; each batch is durable
+/// before the next is taken.
+struct WriteSink {
+    def: Arc<TableDef>,
+    schema: SchemaRef,
+    changes: Arc<dyn Changes>,
+}
+
+impl fmt::Debug for WriteSink {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "WriteSink({})", self.def.name)
+    }
+}
+
+impl DisplayAs for WriteSink {
+    fn fmt_as(&self, _kind: DisplayFormatType, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "WriteSink: table={}", self.def.name)
+    }
+}
+
+#[async_trait]
+impl DataSink for WriteSink {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    async fn write_all(
+        &self,
+        mut data: SendableRecordBatchStream,
+        _context: &Arc<TaskContext>,
+    ) -> Result<u64> {
+        let mut rows = 0;
+        while let Some(batch) = data.next().await {
+            let batch = batch?;
+            if batch.num_rows() == 0 {
+                continue;
+            }
+            // The fields of the plan may have lost what marks tags and time.
+            let batch = batch.with_schema(self.schema.clone())?;
+            let batch = TableBatch { table: self.def.name.clone(), batch, lines: Vec::new() };
+            let write =
+                Write { batches: vec![batch], durability: None, create: false, partial: false };
+            let acked = self.changes.write(write).await;
+            let acked = acked.map_err(|error| DataFusionError::External(Box::new(error)))?;
+            if let Some(rejected) = acked.rejected.into_iter().next() {
+                return Err(DataFusionError::External(Box::new(rejected.error)));
+            }
+            rows += acked.rows;
+        }
+        Ok(rows)
+    }
+}

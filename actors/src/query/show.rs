@@ -1,0 +1,193 @@
+//! The answers of `SHOW` and `DESCRIBE`: small tables made from definitions and settings.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use kymo_kernel::message::SessionContext;
+use kymo_kernel::schema::{ColumnKind, TableDef};
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::{Code, Error, Result};
+
+use super::catalog::{table_names, user_schemas};
+use super::command::{PartialName, Show};
+use super::text::nearest;
+use super::{ddl, guc, pgtypes, system};
+
+/// Computes the answer.
+///
+/// # Errors
+/// `table_not_found`, `database_not_found`, `setting_not_found`.
+pub(super) fn rows(
+    show: &Show,
+    session: &SessionContext,
+    snapshot: &Snapshot,
+) -> Result<RecordBatch> {
+    match show {
+        Show::Databases => {
+            let names = snapshot.databases.iter().map(|name| vec![Some(name.clone())]);
+            table(&["database_name"], names.collect())
+        }
+        Show::Schemas => {
+            let mut names = user_schemas(snapshot, &session.database);
+            names.extend([system::SCHEMA, "information_schema", "pg_catalog"].map(str::to_owned));
+            table(&["schema_name"], names.into_iter().map(|name| vec![Some(name)]).collect())
+        }
+        Show::Tables { database, like } => {
+            tables(database.as_deref(), like.as_deref(), session, snapshot)
+        }
+        Show::Columns(name) => columns(name, session, snapshot),
+        Show::CreateTable(name) => {
+            let def = find(name, session, snapshot)?;
+            let text = ddl::create_statement(&def.name.table, &def.schema, &def.options);
+            table(
+                &["table_name", "create_table"],
+                vec![vec![Some(def.name.table.clone()), Some(text)]],
+            )
+        }
+        Show::All => {
+            let rows = guc::all(session).into_iter();
+            let rows = rows.map(|(name, value, about)| vec![Some(name), Some(value), Some(about)]);
+            table(&["name", "setting", "description"], rows.collect())
+        }
+        Show::Setting(name) => {
+            let value = guc::show(session, name)?;
+            table(&[&shown_name(name)], vec![vec![Some(value)]])
+        }
+    }
+}
+
+/// PostgreSQL spells a few names with capitals in the answer.
+fn shown_name(name: &str) -> String {
+    match name {
+        "timezone" => "TimeZone".to_owned(),
+        "datestyle" => "DateStyle".to_owned(),
+        "intervalstyle" => "IntervalStyle".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn table(names: &[&str], rows: Vec<Vec<Option<String>>>) -> Result<RecordBatch> {
+    let fields: Vec<Field> =
+        names.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect();
+    let columns = (0..names.len()).map(|at| -> ArrayRef {
+        Arc::new(StringArray::from_iter(rows.iter().map(|row| row[at].as_deref())))
+    });
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())
+        .map_err(|error| Error::internal(format!("show: {error}")))
+}
+
+fn tables(
+    database: Option<&str>,
+    like: Option<&str>,
+    session: &SessionContext,
+    snapshot: &Snapshot,
+) -> Result<RecordBatch> {
+    let database = database.unwrap_or(&session.database);
+    check_database(database, snapshot)?;
+    let mut rows = Vec::new();
+    for schema in user_schemas(snapshot, database) {
+        for name in table_names(snapshot, database, &schema) {
+            if like.is_none_or(|pattern| matches(pattern, &name)) {
+                rows.push(vec![Some(schema.clone()), Some(name)]);
+            }
+        }
+    }
+    table(&["table_schema", "table_name"], rows)
+}
+
+/// Refuses a database that does not exist.
+pub(super) fn check_database(name: &str, snapshot: &Snapshot) -> Result<()> {
+    if snapshot.databases.contains(name) {
+        return Ok(());
+    }
+    Err(Error::new(Code::DatabaseNotFound, format!("database \"{name}\" does not exist"))
+        .with_hint("SHOW DATABASES lists what there is"))
+}
+
+fn columns(
+    name: &PartialName,
+    session: &SessionContext,
+    snapshot: &Snapshot,
+) -> Result<RecordBatch> {
+    let names = ["column_name", "data_type", "is_nullable", "kind"];
+    let full = name.resolve(&session.database, &session.schema);
+    if full.schema == system::SCHEMA
+        && let Some(schema) = system::schema(&full.table)
+    {
+        let rows = schema.fields().iter().map(|field| {
+            vec![
+                Some(field.name().clone()),
+                Some(pgtypes::name(field.data_type()).to_owned()),
+                Some("YES".to_owned()),
+                Some("field".to_owned()),
+            ]
+        });
+        return table(&names, rows.collect());
+    }
+    let def = find(name, session, snapshot)?;
+    let rows = def.schema.columns.iter().map(|column| {
+        let nullable = if column.kind == ColumnKind::Time { "NO" } else { "YES" };
+        vec![
+            Some(column.name.clone()),
+            Some(pgtypes::name(column.arrow().data_type()).to_owned()),
+            Some(nullable.to_owned()),
+            Some(column.kind.as_str().to_owned()),
+        ]
+    });
+    table(&names, rows.collect())
+}
+
+fn find(
+    name: &PartialName,
+    session: &SessionContext,
+    snapshot: &Snapshot,
+) -> Result<Arc<TableDef>> {
+    let full = name.resolve(&session.database, &session.schema);
+    if let Some(meta) = snapshot.table(&full) {
+        return Ok(meta.def.clone());
+    }
+    check_database(&full.database, snapshot)?;
+    let names = table_names(snapshot, &full.database, &full.schema);
+    let error = Error::new(Code::TableNotFound, format!("table \"{}\" does not exist", full.table));
+    Err(match nearest(&full.table, names.iter().map(String::as_str)) {
+        Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
+        None => error.with_hint("SHOW TABLES lists what there is"),
+    })
+}
+
+/// `LIKE` with `%` and `_`.
+fn matches(pattern: &str, text: &str) -> bool {
+    fn at(pattern: &[char], text: &[char]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            ['%', rest @ ..] => (0..=text.len()).any(|skip| at(rest, &text[skip..])),
+            ['_', rest @ ..] => !text.is_empty() && at(rest, &text[1..]),
+            [first, rest @ ..] => text.first() == Some(first) && at(rest, &text[1..]),
+        }
+    }
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
+    // More wildcards than any name needs would make matching slow.
+    pattern.iter().filter(|c| **c == '%').count() <= 8 && at(&pattern, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn like_knows_both_wildcards() {
+        for (pattern, text, expected) in [
+            ("cpu", "cpu", true),
+            ("c%", "cpu", true),
+            ("%u", "cpu", true),
+            ("c_u", "cpu", true),
+            ("c_", "cpu", false),
+            ("", "cpu", false),
+            ("%", "", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

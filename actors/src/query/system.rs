@@ -1,0 +1,429 @@
+//! The schema `system`: Kymo's own tables about itself.
+//!
+//! Each table is computed when it is read, from what the parts of the system already know.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::array::{
+    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
+use datafusion::common::{DataFusionError, Result};
+use datafusion::datasource::TableType;
+use kymo_config::Settings;
+use kymo_kernel::schema::time_type;
+
+use super::Tables;
+use super::running::Running;
+
+/// The name of the schema.
+pub(super) const SCHEMA: &str = "system";
+
+/// What the rest of the process can tell about itself, as rows of text. Each method may
+/// return nothing.
+pub trait Inspect: Send + Sync + 'static {
+    /// Actors: name, kind, state, restarts.
+    fn actors(&self) -> Vec<ActorRow> {
+        Vec::new()
+    }
+
+    /// Ports: name and figures.
+    fn ports(&self) -> Vec<PortRow> {
+        Vec::new()
+    }
+
+    /// What supervision saw, oldest first.
+    fn supervision_events(&self) -> Vec<SupervisionRow> {
+        Vec::new()
+    }
+}
+
+/// A row of `system.actors`.
+#[derive(Debug, Clone, Default)]
+pub struct ActorRow {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: String,
+    /// `running`, `restarting`, `stopped` or `failed`.
+    pub state: String,
+    /// How often it was restarted.
+    pub restarts: u64,
+    /// What it tells about itself, as JSON.
+    pub observed: String,
+}
+
+/// A row of `system.ports`.
+#[derive(Debug, Clone, Default)]
+pub struct PortRow {
+    /// Its name.
+    pub name: String,
+    /// The message that it takes.
+    pub message: String,
+    /// Messages accepted since the start.
+    pub accepted: u64,
+    /// Messages turned away for want of room.
+    pub rejected: u64,
+    /// Messages queued or being worked on.
+    pub queued: u64,
+    /// The bytes of these.
+    pub bytes: u64,
+}
+
+/// A row of `system.supervision_events`.
+#[derive(Debug, Clone, Default)]
+pub struct SupervisionRow {
+    /// When, in nanoseconds since 1970.
+    pub time: i64,
+    /// The actor.
+    pub actor: String,
+    /// What happened.
+    pub event: String,
+    /// Why.
+    pub detail: String,
+}
+
+/// Nothing to tell.
+impl Inspect for () {}
+
+/// Everything that the tables are computed from.
+pub(super) struct Inspector {
+    pub(super) settings: Arc<Settings>,
+    pub(super) tables: Arc<dyn Tables>,
+    pub(super) running: Arc<Running>,
+    pub(super) inspect: Arc<dyn Inspect>,
+}
+
+impl fmt::Debug for Inspector {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Inspector")
+    }
+}
+
+/// The schema of a system table and the function that fills it.
+struct SystemTable {
+    name: &'static str,
+    columns: &'static [(&'static str, Kind)],
+    rows: fn(&Inspector) -> Vec<Vec<Cell>>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Number,
+    Truth,
+    Time,
+}
+
+enum Cell {
+    Text(String),
+    Number(i64),
+    Truth(bool),
+    Time(i64),
+    Null,
+}
+
+fn number(value: u64) -> Cell {
+    Cell::Number(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+static TABLES: &[SystemTable] = &[
+    SystemTable {
+        name: "queries",
+        columns: &[
+            ("id", Kind::Number),
+            ("user", Kind::Text),
+            ("database", Kind::Text),
+            ("state", Kind::Text),
+            ("started", Kind::Time),
+            ("elapsed_ms", Kind::Number),
+            ("rows", Kind::Number),
+            ("sql", Kind::Text),
+        ],
+        rows: queries,
+    },
+    SystemTable {
+        name: "tables",
+        columns: &[
+            ("database", Kind::Text),
+            ("schema", Kind::Text),
+            ("table", Kind::Text),
+            ("columns", Kind::Number),
+            ("append_only", Kind::Truth),
+            ("stored_rows", Kind::Number),
+            ("rows_in_memory", Kind::Number),
+            ("segments", Kind::Number),
+            ("segment_bytes", Kind::Number),
+            ("first_time", Kind::Time),
+            ("last_time", Kind::Time),
+        ],
+        rows: tables,
+    },
+    SystemTable {
+        name: "segments",
+        columns: &[
+            ("database", Kind::Text),
+            ("schema", Kind::Text),
+            ("table", Kind::Text),
+            ("id", Kind::Text),
+            ("path", Kind::Text),
+            ("bytes", Kind::Number),
+            ("rows", Kind::Number),
+            ("level", Kind::Number),
+            ("first_time", Kind::Time),
+            ("last_time", Kind::Time),
+        ],
+        rows: segments,
+    },
+    SystemTable {
+        name: "settings",
+        columns: &[("name", Kind::Text), ("value", Kind::Text)],
+        rows: settings,
+    },
+    SystemTable {
+        name: "actors",
+        columns: &[
+            ("name", Kind::Text),
+            ("kind", Kind::Text),
+            ("state", Kind::Text),
+            ("restarts", Kind::Number),
+            ("observed", Kind::Text),
+        ],
+        rows: |inspector| {
+            let row = |each: ActorRow| {
+                vec![
+                    Cell::Text(each.name),
+                    Cell::Text(each.kind),
+                    Cell::Text(each.state),
+                    number(each.restarts),
+                    Cell::Text(each.observed),
+                ]
+            };
+            inspector.inspect.actors().into_iter().map(row).collect()
+        },
+    },
+    SystemTable {
+        name: "ports",
+        columns: &[
+            ("name", Kind::Text),
+            ("message", Kind::Text),
+            ("accepted", Kind::Number),
+            ("rejected", Kind::Number),
+            ("queued", Kind::Number),
+            ("bytes", Kind::Number),
+        ],
+        rows: |inspector| {
+            let row = |each: PortRow| {
+                vec![
+                    Cell::Text(each.name),
+                    Cell::Text(each.message),
+                    number(each.accepted),
+                    number(each.rejected),
+                    number(each.queued),
+                    number(each.bytes),
+                ]
+            };
+            inspector.inspect.ports().into_iter().map(row).collect()
+        },
+    },
+    SystemTable {
+        name: "supervision_events",
+        columns: &[
+            ("time", Kind::Time),
+            ("actor", Kind::Text),
+            ("event", Kind::Text),
+            ("detail", Kind::Text),
+        ],
+        rows: |inspector| {
+            let row = |each: SupervisionRow| {
+                vec![
+                    Cell::Time(each.time),
+                    Cell::Text(each.actor),
+                    Cell::Text(each.event),
+                    Cell::Text(each.detail),
+                ]
+            };
+            inspector.inspect.supervision_events().into_iter().map(row).collect()
+        },
+    },
+];
+
+fn queries(inspector: &Inspector) -> Vec<Vec<Cell>> {
+    let row = |each: super::running::Shown| {
+        vec![
+            number(each.id),
+            Cell::Text(each.user),
+            Cell::Text(each.database),
+            Cell::Text(each.state.to_owned()),
+            Cell::Time(each.started_ns),
+            number(u64::try_from(each.elapsed.as_millis()).unwrap_or(u64::MAX)),
+            number(each.rows),
+            Cell::Text(each.sql.to_string()),
+        ]
+    };
+    inspector.running.all().into_iter().map(row).collect()
+}
+
+fn tables(inspector: &Inspector) -> Vec<Vec<Cell>> {
+    let snapshot = inspector.tables.catalog();
+    let row = |(name, id): (&kymo_kernel::schema::TableName, &kymo_kernel::ids::TableId)| {
+        let meta = snapshot.table_by_id(*id)?;
+        let version = inspector.tables.version(*id);
+        let bytes: u64 = meta.segments.values().map(|segment| segment.bytes).sum();
+        let in_memory = version.as_ref().map(|version| {
+            let frozen: usize = version.frozen.iter().map(|frozen| frozen.rows.rows()).sum();
+            (frozen + version.hot.rows()) as u64
+        });
+        let time = version.as_ref().and_then(|version| version.time());
+        let at = |pick: fn(&kymo_kernel::ids::TimeRange) -> i64| {
+            time.as_ref().map_or(Cell::Null, |time| Cell::Time(pick(time)))
+        };
+        Some(vec![
+            Cell::Text(name.database.clone()),
+            Cell::Text(name.schema.clone()),
+            Cell::Text(name.table.clone()),
+            number(meta.def.schema.columns.len() as u64),
+            Cell::Truth(meta.def.options.append_only),
+            number(version.as_ref().map_or(0, |version| version.stored_rows())),
+            number(in_memory.unwrap_or_default()),
+            number(meta.segments.len() as u64),
+            number(bytes),
+            at(|time| time.first),
+            at(|time| time.last),
+        ])
+    };
+    snapshot.names.iter().filter_map(row).collect()
+}
+
+fn segments(inspector: &Inspector) -> Vec<Vec<Cell>> {
+    let snapshot = inspector.tables.catalog();
+    let mut rows = Vec::new();
+    for (name, id) in snapshot.names.iter() {
+        let Some(meta) = snapshot.table_by_id(*id) else { continue };
+        for segment in meta.segments.values() {
+            rows.push(vec![
+                Cell::Text(name.database.clone()),
+                Cell::Text(name.schema.clone()),
+                Cell::Text(name.table.clone()),
+                Cell::Text(segment.id.to_string()),
+                Cell::Text(segment.path.clone()),
+                number(segment.bytes),
+                number(segment.rows),
+                number(u64::from(segment.level)),
+                Cell::Time(segment.time.first),
+                Cell::Time(segment.time.last),
+            ]);
+        }
+    }
+    rows
+}
+
+/// Every setting of the server by its full name. Secrets are not shown.
+fn settings(inspector: &Inspector) -> Vec<Vec<Cell>> {
+    let mut rows = Vec::new();
+    if let Ok(value) = serde_json::to_value(inspector.settings.as_ref()) {
+        flatten(String::new(), &value, &mut rows);
+    }
+    rows
+}
+
+fn flatten(name: String, value: &serde_json::Value, rows: &mut Vec<Vec<Cell>>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                flatten(full, value, rows);
+            }
+        }
+        _ if name.contains("password") => {
+            rows.push(vec![Cell::Text(name), Cell::Text("***".to_owned())])
+        }
+        serde_json::Value::Null => rows.push(vec![Cell::Text(name), Cell::Null]),
+        serde_json::Value::String(text) => {
+            rows.push(vec![Cell::Text(name), Cell::Text(text.clone())])
+        }
+        other => rows.push(vec![Cell::Text(name), Cell::Text(other.to_string())]),
+    }
+}
+
+/// The names of the system tables.
+pub(super) fn names() -> Vec<String> {
+    TABLES.iter().map(|table| table.name.to_owned()).collect()
+}
+
+/// The columns of a system table.
+pub(super) fn schema(name: &str) -> Option<SchemaRef> {
+    TABLES.iter().find(|table| table.name == name).map(SystemTable::schema)
+}
+
+impl SystemTable {
+    fn schema(&self) -> SchemaRef {
+        let fields = self.columns.iter().map(|(name, kind)| {
+            let data_type = match kind {
+                Kind::Text => DataType::Utf8,
+                Kind::Number => DataType::Int64,
+                Kind::Truth => DataType::Boolean,
+                Kind::Time => time_type(),
+            };
+            Field::new(*name, data_type, true)
+        });
+        Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+
+    fn batch(&self, inspector: &Inspector) -> Result<RecordBatch> {
+        let rows = (self.rows)(inspector);
+        let columns = self.columns.iter().enumerate().map(|(at, (_, kind))| -> ArrayRef {
+            let cells = rows.iter().map(|row| &row[at]);
+            match kind {
+                Kind::Text => Arc::new(StringArray::from_iter(cells.map(|cell| match cell {
+                    Cell::Text(text) => Some(text.as_str()),
+                    _ => None,
+                }))),
+                Kind::Number => Arc::new(Int64Array::from_iter(cells.map(|cell| match cell {
+                    Cell::Number(value) => Some(*value),
+                    _ => None,
+                }))),
+                Kind::Truth => Arc::new(BooleanArray::from_iter(cells.map(|cell| match cell {
+                    Cell::Truth(value) => Some(*value),
+                    _ => None,
+                }))),
+                Kind::Time => {
+                    let times = TimestampNanosecondArray::from_iter(cells.map(|cell| match cell {
+                        Cell::Time(value) => Some(*value),
+                        _ => None,
+                    }));
+                    Arc::new(times.with_data_type(time_type()))
+                }
+            }
+        });
+        Ok(RecordBatch::try_new(self.schema(), columns.collect())?)
+    }
+}
+
+/// The schema as the engine sees it.
+#[derive(Debug)]
+pub(super) struct SystemSchema(pub(super) Arc<Inspector>);
+
+#[async_trait]
+impl SchemaProvider for SystemSchema {
+    fn table_names(&self) -> Vec<String> {
+        names()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        let Some(table) = TABLES.iter().find(|table| table.name == name) else { return Ok(None) };
+        let batch = table.batch(&self.0)?;
+        Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+    }
+
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>, DataFusionError> {
+        Ok(self.table_exist(name).then_some(TableType::View))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        TABLES.iter().any(|table| table.name == name)
+    }
+}
