@@ -358,7 +358,7 @@ fn status(messages: &[(u8, Vec<u8>)]) -> u8 {
 }
 
 fn field(body: &[u8], name: u8) -> String {
-    let fields = body.split(|byte| *byte == 0);
-    let found = fields.filter(|field| field.first() == Some(&name)).next();
+    let mut fields = body.split(|byte| *byte == 0);
+    let found = fields.find(|field| field.first() == Some(&name));
     String::from_utf8_lossy(&found.unwrap_or_else(|| panic!("no field"))[1..]).into_owned()
 }

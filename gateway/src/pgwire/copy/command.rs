@@ -100,7 +100,7 @@ pub(in crate::pgwire) fn parse(sql: &str) -> Result<Option<Copy>> {
 fn source(tokens: &mut Tokens<'_>) -> Result<Option<Source>> {
     let mut name = Vec::new();
     match tokens.next()? {
-        Some(Token::Sign('(')) => return Ok(Some(Source::Query(tokens.to_closing()?))),
+        Some(Token::Sign('(')) => return Ok(Some(Source::Query(tokens.until_closing()?))),
         Some(Token::Word(part) | Token::Name(part)) => name.push(part),
         _ => return Ok(None),
     }
@@ -317,7 +317,7 @@ impl Tokens<'_> {
     }
 
     /// The text up to the parenthesis that closes the one just read.
-    fn to_closing(&mut self) -> Result<String> {
+    fn until_closing(&mut self) -> Result<String> {
         let start = self.at;
         let mut depth = 1;
         loop {

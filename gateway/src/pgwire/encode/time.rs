@@ -54,7 +54,7 @@ pub(super) fn zoned_text(micros: i64, zone: Option<&Tz>, out: &mut BytesMut) {
     out.put_u8(if seconds < 0 { b'-' } else { b'+' });
     let minutes = seconds.unsigned_abs() / 60;
     two(minutes / 60, out);
-    if minutes % 60 != 0 {
+    if !minutes.is_multiple_of(60) {
         out.put_u8(b':');
         two(minutes % 60, out);
     }
