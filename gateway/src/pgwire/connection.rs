@@ -10,6 +10,7 @@ use ::pgwire::messages::response::{
 use arrow::array::ArrayRef;
 use hashbrown::HashMap;
 use kymo_kernel::message::{Outcome, Runnable, SessionContext, Statement};
+use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
 
 use super::backend::{Conversation, Transaction};
@@ -118,6 +119,7 @@ impl Connection {
         if !b"QPBDCEHSXdcf".contains(&kind) {
             return Err(Broken::Refused(protocol(format!("invalid frontend message type {kind}"))));
         }
+        count(kind);
         let done = match Message::read(frame) {
             Ok(Message::Terminate) => return Ok(Next::End),
             Ok(message) => self.handle(message).await,
@@ -342,6 +344,20 @@ impl Connection {
     pub(super) fn context(&self) -> &SessionContext {
         &self.context
     }
+}
+
+/// Counts a message by what it is.
+fn count(kind: u8) {
+    let name = match kind {
+        b'Q' => "query",
+        b'P' => "parse",
+        b'B' => "bind",
+        b'D' => "describe",
+        b'E' => "execute",
+        b'S' => "sync",
+        _ => "other",
+    };
+    metrics().pg.messages.with_label_values(&[name]).inc();
 }
 
 /// The error for a name that no prepared statement has.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::{Clock, Random};
+use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -87,9 +88,12 @@ pub async fn serve(listener: TcpListener, mut gate: Gate, stop: CancelToken) {
                 }
             },
         }
+        let open = i64::try_from(gate.places.open()).unwrap_or(i64::MAX);
+        metrics().pg.connections.set(open);
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+    metrics().pg.connections.set(0);
 }
 
 fn accept(gate: &Arc<Gate>, socket: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
@@ -97,10 +101,13 @@ fn accept(gate: &Arc<Gate>, socket: TcpStream, peer: SocketAddr, connections: &m
     let refusal = match &place {
         Ok(_) => None,
         // Also the connection of a cancel request comes this way when all places are taken.
-        Err(error) => match gate.refusals.admit() {
-            Ok(refusal) => Some((refusal, error.clone())),
-            Err(_) => return,
-        },
+        Err(error) => {
+            metrics().pg.refused_connections.inc();
+            match gate.refusals.admit() {
+                Ok(refusal) => Some((refusal, error.clone())),
+                Err(_) => return,
+            }
+        }
     };
     let gate = Arc::clone(gate);
     connections.spawn(async move {
