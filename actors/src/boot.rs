@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Write};
+use kymo_kernel::message::{Ddl, Parse, Prepare, Query, Write};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
@@ -23,9 +23,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::info;
 
+use answers::Answers;
+
 use crate::engine::Engine;
 use crate::feed::Hub;
 
+mod answers;
 mod status;
 
 /// The running system; cheap to clone.
@@ -38,6 +41,7 @@ struct Inner {
     pools: Pools,
     supervisor: Supervisor,
     engine: Engine,
+    answers: Answers,
     shutdown: Shutdown,
     fatal: watch::Sender<Option<Error>>,
     ready: AtomicBool,
@@ -58,6 +62,7 @@ impl System {
         let store = open_store(&settings, &env, &pools, &fatal)?;
         let supervisor = start_supervisor(&pools, &env, &fatal);
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store)?;
+        let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine)?;
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
         let system = System(Arc::new(Inner {
@@ -66,6 +71,7 @@ impl System {
             pools,
             supervisor,
             engine,
+            answers,
             shutdown,
             fatal,
             ready: AtomicBool::new(true),
@@ -97,6 +103,24 @@ impl System {
     #[must_use]
     pub fn ddl(&self) -> &Port<Ddl> {
         self.0.engine.ddl()
+    }
+
+    /// Where SQL text is split and parsed.
+    #[must_use]
+    pub fn parse(&self) -> &Port<Parse> {
+        &self.0.answers.parse
+    }
+
+    /// Where statements are planned.
+    #[must_use]
+    pub fn prepare(&self) -> &Port<Prepare> {
+        &self.0.answers.prepare
+    }
+
+    /// Where statements run.
+    #[must_use]
+    pub fn query(&self) -> &Port<Query> {
+        &self.0.answers.query
     }
 
     /// Where to follow committed rows.
@@ -187,6 +211,11 @@ impl System {
             engine.stop_background();
             Ok(())
         });
+        let answers = self.0.answers.clone();
+        plan.on(Phase::Statements, "queries", move || async move {
+            answers.drain().await;
+            Ok(())
+        });
         let engine = self.0.engine.clone();
         plan.on(Phase::Writes, "writes", move || async move {
             engine.drain().await;
@@ -200,9 +229,11 @@ impl System {
                 move || async move { engine.writers().flush().await },
             );
         }
-        let (engine, pools) = (self.0.engine.clone(), self.0.pools.clone());
+        let (engine, answers) = (self.0.engine.clone(), self.0.answers.clone());
+        let pools = self.0.pools.clone();
         let watchdog = self.0.watchdog.lock().take();
         plan.on(Phase::Journal, "store", move || async move {
+            answers.stop();
             engine.stop();
             let store = engine.store().clone();
             pools.foreground("close-store", move || store.close()).await?;

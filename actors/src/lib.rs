@@ -10,6 +10,7 @@ pub mod boot;
 pub mod catalog;
 pub mod cluster;
 pub mod compactor;
+pub mod database;
 pub mod engine;
 pub mod feed;
 pub mod flusher;
@@ -21,3 +22,4 @@ pub mod session;
 pub mod writer;
 
 pub use boot::System;
+pub use database::Database;

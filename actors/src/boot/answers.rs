@@ -1,0 +1,135 @@
+//! The read side, started: the query actor with what it may read, change and tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kymo_config::Settings;
+use kymo_kernel::Result;
+use kymo_kernel::env::Env;
+use kymo_kernel::ids::TableId;
+use kymo_kernel::message::{Parse, Prepare, Query};
+use kymo_kernel::pools::Pools;
+use kymo_kernel::port::{Budget, Port};
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::storage::version::Version;
+use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use parking_lot::Mutex;
+
+use crate::engine::Engine;
+use crate::query::{
+    ActorRow, Inspect, PortRow, Ports, QueryActor, QueryService, SupervisionRow, Tables,
+};
+
+/// Bytes of SQL text that may be parsed at a time, for each of the largest allowed text.
+const PARSE_TEXTS: u64 = 4;
+/// Messages that may wait for one actor beside the bytes that bound it.
+const MESSAGES: usize = 4096;
+/// Time that a statement waits for a place in a queue.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// The query actor and the ways to it.
+#[derive(Clone)]
+pub(super) struct Answers {
+    pub(super) parse: Port<Parse>,
+    pub(super) prepare: Port<Prepare>,
+    pub(super) query: Port<Query>,
+    running: Arc<Mutex<Option<Running<QueryActor>>>>,
+}
+
+impl Answers {
+    pub(super) fn start(
+        settings: &Arc<Settings>,
+        env: &Env,
+        pools: &Pools,
+        supervisor: &Supervisor,
+        engine: &Engine,
+    ) -> Result<Answers> {
+        let changes = Ports { ddl: engine.ddl().clone(), write: engine.write().clone() };
+        let service = QueryService::new(
+            settings.clone(),
+            env.clone(),
+            pools.clone(),
+            Arc::new(Stored(engine.store().clone())),
+            Arc::new(changes),
+            Arc::new(Insight(supervisor.clone())),
+        )?;
+        let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
+        let running = supervisor.start(spec, move || service.actor());
+        let text = settings.query.max_sql_bytes.saturating_mul(PARSE_TEXTS);
+        // Running queries hold their permit, so the queue's own limits come on top.
+        let queries = settings.query.max_running + settings.query.max_waiting + 1;
+        Ok(Answers {
+            parse: running.port(Budget::bytes(MESSAGES, text, WAIT)),
+            prepare: running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) }),
+            query: running.port(Budget { wait: WAIT, ..Budget::count(queries) }),
+            running: Arc::new(Mutex::new(Some(running))),
+        })
+    }
+
+    /// Takes no more statements, and completes once every accepted one is answered.
+    pub(super) async fn drain(&self) {
+        futures::join!(self.parse.drain(), self.prepare.drain(), self.query.drain());
+    }
+
+    pub(super) fn stop(&self) {
+        drop(self.running.lock().take());
+    }
+}
+
+/// Definitions and versions as the store publishes them.
+struct Stored(Arc<Store>);
+
+impl Tables for Stored {
+    fn catalog(&self) -> Arc<Snapshot> {
+        self.0.catalog()
+    }
+
+    fn version(&self, table: TableId) -> Option<Arc<Version>> {
+        Some(self.0.table(table)?.load())
+    }
+}
+
+/// What the supervisor knows, as rows.
+struct Insight(Supervisor);
+
+impl Inspect for Insight {
+    fn actors(&self) -> Vec<ActorRow> {
+        let row = |actor: kymo_kernel::supervise::ActorInfo| ActorRow {
+            name: actor.name,
+            kind: actor.kind.to_owned(),
+            state: match actor.state {
+                kymo_kernel::supervise::State::Running if actor.stuck => "stuck",
+                kymo_kernel::supervise::State::Running => "running",
+                kymo_kernel::supervise::State::Restarting => "restarting",
+                kymo_kernel::supervise::State::Failed => "failed",
+            }
+            .to_owned(),
+            restarts: actor.restarts,
+            observed: actor.observed.to_string(),
+        };
+        self.0.list().into_iter().map(row).collect()
+    }
+
+    fn ports(&self) -> Vec<PortRow> {
+        let row = |port: kymo_kernel::port::PortStats| PortRow {
+            name: port.name,
+            message: port.message.to_owned(),
+            accepted: port.accepted,
+            rejected: port.rejected_busy + port.rejected_closed + port.rejected_down,
+            queued: port.queued as u64,
+            bytes: port.queued_bytes as u64,
+        };
+        self.0.ports().into_iter().map(row).collect()
+    }
+
+    fn supervision_events(&self) -> Vec<SupervisionRow> {
+        let row = |event: kymo_kernel::supervise::SupervisionEvent| SupervisionRow {
+            time: event.at_ns,
+            actor: event.actor,
+            event: event.what.as_str().to_owned(),
+            detail: event.detail,
+        };
+        self.0.events().into_iter().map(row).collect()
+    }
+}
