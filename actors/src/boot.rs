@@ -12,7 +12,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{Ddl, Parse, Prepare, Query, Write};
-use kymo_kernel::pools::Pools;
+use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
 use kymo_kernel::storage::Store;
@@ -47,6 +47,8 @@ struct Inner {
     ready: AtomicBool,
     started: Duration,
     watchdog: Mutex<Option<Watchdog>>,
+    /// Does the journal's work where there are no threads.
+    _journal: Option<Task<()>>,
 }
 
 impl System {
@@ -64,6 +66,7 @@ impl System {
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store)?;
         let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine)?;
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
+        let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
         let system = System(Arc::new(Inner {
             settings,
@@ -77,6 +80,7 @@ impl System {
             ready: AtomicBool::new(true),
             started,
             watchdog: Mutex::new(watchdog),
+            _journal: journal,
         }));
         system.plan_shutdown();
         info!(
@@ -243,6 +247,17 @@ impl System {
     }
 }
 
+/// Stands in for the journal's thread in simulation: a round every millisecond.
+pub(crate) fn step_journal(store: &Arc<Store>, pools: &Pools) -> Task<()> {
+    let store = store.clone();
+    pools.spawn(Pool::Io, "journal", async move {
+        loop {
+            store.step();
+            store.env().clock.sleep(Duration::from_millis(1)).await;
+        }
+    })
+}
+
 /// Reports the first reason only: what follows from it would hide it.
 fn report(fatal: &watch::Sender<Option<Error>>, reason: Error) {
     fatal.send_if_modified(|current| {
@@ -288,3 +303,6 @@ fn start_supervisor(pools: &Pools, env: &Env, fatal: &watch::Sender<Option<Error
         report(&sender, Error::internal(reason).with_hint(hint));
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use kymo_config::Settings;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::real;
 use kymo_kernel::message::{
     Acked, Outcome, Parse, Query, Runnable, SessionContext, Statement, Write,
@@ -108,6 +109,7 @@ impl Database {
             parameters: Vec::new(),
             session: self.session.clone(),
             timeout: None,
+            cancel: CancelToken::new(),
         };
         match self.system.query().call(query).await? {
             Outcome::Rows { stream, .. } => stream.try_collect().await,
@@ -128,5 +130,30 @@ impl Database {
         }
         let late: Vec<_> = report.phases.iter().flat_map(|phase| phase.late.clone()).collect();
         Err(Error::new(Code::Deadline, format!("close the database: {late:?} did not end in time")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::kit::{cpu, rows};
+
+    #[test]
+    fn a_closed_database_opens_again_with_its_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        let acked = database.write(vec![rows(&cpu(), &[("a", 1, 0.5), ("b", 2, 1.5)])]).unwrap();
+        assert_eq!(acked.rows, 2);
+        let second = Database::open(folder.path()).err().map(|error| error.code());
+        assert_eq!(second, Some(Code::Locked));
+        database.close().unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        let batches = database.query("SELECT host, value FROM cpu ORDER BY host").unwrap();
+        let count: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        assert_eq!(count, 2);
+        database.query("DROP TABLE cpu").unwrap();
+        let error = database.query("SELECT * FROM cpu").unwrap_err();
+        assert_eq!(error.code(), Code::TableNotFound);
+        database.close().unwrap();
     }
 }

@@ -252,6 +252,6 @@ fn start_keeper(
 }
 
 #[cfg(test)]
-mod kit;
+pub(crate) mod kit;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, DictionaryArray, Float64Array, Int64Array, RecordBatch,
@@ -17,7 +16,7 @@ use kymo_kernel::Result;
 use kymo_kernel::env::sim::Sim;
 use kymo_kernel::ids::TimeRange;
 use kymo_kernel::message::{Acked, Write};
-use kymo_kernel::pools::Pools;
+use kymo_kernel::pools::{Pools, Task};
 use kymo_kernel::schema::{ColumnKind, FieldType, TableBatch, TableName, marked_field};
 use kymo_kernel::simulate;
 use kymo_kernel::storage::Store;
@@ -27,6 +26,7 @@ use kymo_kernel::storage::segment::TagFilter;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::supervise::Supervisor;
 
+use crate::boot::step_journal;
 use crate::engine::Engine;
 
 /// One value of one series at one time.
@@ -41,13 +41,7 @@ pub struct World {
 /// An engine in a world, with the task that stands in for the journal's thread.
 pub struct Life {
     pub engine: Engine,
-    _journal: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Life {
-    fn drop(&mut self) {
-        self._journal.abort();
-    }
+    _journal: Task<()>,
 }
 
 impl World {
@@ -77,13 +71,7 @@ impl World {
             panic!("{escalation:?}");
         });
         let engine = Engine::start(&self.settings, &env, &pools, &supervisor, store.clone())?;
-        let clock = env.clock.clone();
-        let journal = tokio::task::spawn_local(async move {
-            loop {
-                store.step();
-                clock.sleep(Duration::from_millis(1)).await;
-            }
-        });
+        let journal = step_journal(&store, &pools);
         Ok(Life { engine, _journal: journal })
     }
 }
