@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Parse, Prepare, Query, Write};
+use kymo_kernel::message::{Ddl, Parse, Prepare, Query, SessionContext, Write};
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::supervise::{Escalation, Supervisor, Watchdog};
-use kymo_kernel::{Error, Result};
+use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::info;
@@ -27,6 +27,7 @@ use answers::Answers;
 
 use crate::engine::Engine;
 use crate::feed::Hub;
+use crate::session::Session;
 
 mod answers;
 mod status;
@@ -112,19 +113,33 @@ impl System {
     /// Where SQL text is split and parsed.
     #[must_use]
     pub fn parse(&self) -> &Port<Parse> {
-        &self.0.answers.parse
+        &self.0.answers.ports.parse
     }
 
     /// Where statements are planned.
     #[must_use]
     pub fn prepare(&self) -> &Port<Prepare> {
-        &self.0.answers.prepare
+        &self.0.answers.ports.prepare
     }
 
     /// Where statements run.
     #[must_use]
     pub fn query(&self) -> &Port<Query> {
-        &self.0.answers.query
+        &self.0.answers.ports.query
+    }
+
+    /// Opens the session of a connection.
+    ///
+    /// # Errors
+    /// `shutting_down` while the system stops, `poisoned` after a failure in a durable path.
+    pub fn open_session(&self, context: SessionContext) -> Result<Session> {
+        if let Some(reason) = self.poisoned() {
+            return Err(Error::new(Code::Poisoned, format!("open a session: {reason}")));
+        }
+        if !self.is_ready() {
+            return Err(Error::new(Code::ShuttingDown, "the server is stopping"));
+        }
+        Ok(Session::start(&self.0.supervisor, self.0.answers.ports.clone(), context))
     }
 
     /// Where to follow committed rows.

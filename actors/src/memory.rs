@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kymo_kernel::ids::TableId;
 use parking_lot::Mutex;
 
-/// Asks one writer to freeze its hot rows; must not block.
-pub type AskToFreeze = Box<dyn Fn() + Send + Sync>;
+/// Asks one writer to freeze its hot rows; must not block. False where it could not be asked.
+pub type AskToFreeze = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The accountant of the process.
 pub struct Memory {
@@ -78,9 +78,11 @@ impl Memory {
         if self.total() < self.soft {
             return;
         }
-        let asked = self.pick();
-        for shared in asked {
-            (shared.ask)();
+        for shared in self.pick() {
+            if !(shared.ask)() {
+                // Asked again with the next rows that come.
+                shared.asked.store(false, Ordering::Relaxed);
+            }
         }
     }
 
@@ -147,7 +149,10 @@ mod tests {
 
     fn meter(memory: &Arc<Memory>, table: u64, log: &Arc<Mutex<Vec<u64>>>) -> Meter {
         let log = log.clone();
-        memory.register(TableId(table), Box::new(move || log.lock().push(table)))
+        memory.register(TableId(table), Box::new(move || {
+            log.lock().push(table);
+            true
+        }))
     }
 
     #[test]
@@ -167,6 +172,21 @@ mod tests {
         large.set(70, 60);
         large.set(80, 60);
         assert_eq!(*log.lock(), [2, 2]);
+    }
+
+    #[test]
+    fn a_writer_that_could_not_be_asked_is_asked_again() {
+        let memory = Memory::new(100, 200);
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = asked.clone();
+        let table = memory.register(
+            TableId(1),
+            Box::new(move || count.fetch_add(1, Ordering::Relaxed) > 0),
+        );
+        for bytes in [100, 101, 102] {
+            table.set(bytes, 0);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 
     #[test]

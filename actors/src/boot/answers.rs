@@ -7,9 +7,8 @@ use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Parse, Prepare, Query};
 use kymo_kernel::pools::Pools;
-use kymo_kernel::port::{Budget, Port};
+use kymo_kernel::port::Budget;
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
@@ -20,6 +19,7 @@ use crate::engine::Engine;
 use crate::query::{
     ActorRow, Inspect, PortRow, Ports, QueryActor, QueryService, SupervisionRow, Tables,
 };
+use crate::session::QueryPorts;
 
 /// Bytes of SQL text that may be parsed at a time, for each of the largest allowed text.
 const PARSE_TEXTS: u64 = 4;
@@ -31,9 +31,7 @@ const WAIT: Duration = Duration::from_secs(5);
 /// The query actor and the ways to it.
 #[derive(Clone)]
 pub(super) struct Answers {
-    pub(super) parse: Port<Parse>,
-    pub(super) prepare: Port<Prepare>,
-    pub(super) query: Port<Query>,
+    pub(super) ports: QueryPorts,
     running: Arc<Mutex<Option<Running<QueryActor>>>>,
 }
 
@@ -57,19 +55,23 @@ impl Answers {
         let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
         let running = supervisor.start(spec, move || service.actor());
         let text = settings.query.max_sql_bytes.saturating_mul(PARSE_TEXTS);
-        // Running queries hold their permit, so the queue's own limits come on top.
+        // A statement holds its permit until it is answered, so those that run count, too.
         let queries = settings.query.max_running + settings.query.max_waiting + 1;
-        Ok(Answers {
+        let ports = QueryPorts {
             parse: running.port(Budget::bytes(MESSAGES, text, WAIT)),
             prepare: running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) }),
             query: running.port(Budget { wait: WAIT, ..Budget::count(queries) }),
+        };
+        Ok(Answers {
+            ports,
             running: Arc::new(Mutex::new(Some(running))),
         })
     }
 
     /// Takes no more statements, and completes once every accepted one is answered.
     pub(super) async fn drain(&self) {
-        futures::join!(self.parse.drain(), self.prepare.drain(), self.query.drain());
+        let QueryPorts { parse, prepare, query } = &self.ports;
+        futures::join!(parse.drain(), prepare.drain(), query.drain());
     }
 
     pub(super) fn stop(&self) {

@@ -108,11 +108,7 @@ impl Writers {
         let (ask, left) = (self.weak(), self.weak());
         let meter = inner.memory.register(
             table,
-            Box::new(move || {
-                if let Some(writers) = ask() {
-                    writers.ask_to_freeze(table);
-                }
-            }),
+            Box::new(move || ask().is_some_and(|writers| writers.ask_to_freeze(table))),
         );
         let on_stop = move || {
             if let Some(Writers(inner)) = left() {
@@ -135,12 +131,10 @@ impl Writers {
         move || weak.upgrade().map(Writers)
     }
 
-    /// Tells a writer to freeze without waiting: a full control port has been told already.
-    pub fn ask_to_freeze(&self, table: TableId) {
+    /// Tells a writer to freeze, without waiting; false where it has no room for the wish.
+    pub fn ask_to_freeze(&self, table: TableId) -> bool {
         let port = self.0.table.lock().get(&table).map(|entry| entry.ports.freeze.clone());
-        if let Some(port) = port {
-            let _ = port.tell(Freeze);
-        }
+        port.is_some_and(|port| port.tell(Freeze).is_ok())
     }
 
     /// How many writers there are.
