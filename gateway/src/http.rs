@@ -18,7 +18,6 @@ pub mod statement;
 pub mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +25,7 @@ use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use kymo_config::Settings;
 use kymo_kernel::Result;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::message::{Acked, Ddl, DdlDone, Outcome, Query, Statement, Write};
 use kymo_kernel::storage::meta::Snapshot;
 use serde_json::Value;
@@ -69,7 +69,7 @@ pub struct Inner {
     pub door: Authenticator,
     /// Turns for reading and parsing large bodies.
     pub parsing: Turns,
-    draining: AtomicBool,
+    draining: CancelToken,
 }
 
 impl std::ops::Deref for App {
@@ -95,19 +95,24 @@ impl App {
             settings,
             door,
             parsing: Turns::new("parsing of large bodies", turns, wait),
-            draining: AtomicBool::new(false),
+            draining: CancelToken::new(),
         }))
+    }
+
+    /// Completes when the server begins to stop.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 
     /// From now on, requests are told to come back later.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
     }
 
     /// Whether the server is stopping.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.draining.is_cancelled()
     }
 }
 

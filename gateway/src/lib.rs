@@ -9,4 +9,8 @@ pub mod json_records;
 pub mod limits;
 pub mod line_protocol;
 pub mod pgwire;
+pub mod serve;
+pub mod system;
 pub mod tls;
+
+pub use serve::{Serving, serve};

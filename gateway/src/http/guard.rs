@@ -8,11 +8,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::FutureExt;
+use kymo_kernel::observe::join_remote;
 use kymo_kernel::{Code, Error, Result};
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::parameters::Parameters;
@@ -48,7 +46,9 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
         http.response.status_code = tracing::field::Empty,
         request.id = %id.to_str().unwrap_or_default(),
     );
-    follow_trace(&span, request.headers());
+    if let Some(parent) = request.headers().get("traceparent").and_then(|it| it.to_str().ok()) {
+        join_remote(&span, parent);
+    }
     let timer = admin::Timer::start(route);
     let api = Api::of(request.uri().path());
     let handled = AssertUnwindSafe(admit(app, api, request, next)).catch_unwind();
@@ -68,9 +68,7 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
 async fn admit(app: App, api: Api, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if app.is_draining() && !is_open(path) {
-        let error = Error::new(Code::ShuttingDown, "the server is shutting down")
-            .with_hint("send the request again in a few seconds");
-        let mut response = api.refuse(&error);
+        let mut response = api.refuse(&shutting_down());
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
@@ -85,6 +83,13 @@ async fn admit(app: App, api: Api, mut request: Request, next: Next) -> Response
         }
     }
     next.run(request).await
+}
+
+/// What a request is told that comes too late.
+#[must_use]
+pub fn shutting_down() -> Error {
+    Error::new(Code::ShuttingDown, "the server is shutting down")
+        .with_hint("send the request again in a few seconds")
 }
 
 /// A malformed header is the client's mistake in interfaces that say so; the older ones
@@ -140,27 +145,6 @@ fn decorate(headers: &mut HeaderMap, id: HeaderValue) {
     headers.insert(BUILD, HeaderValue::from_static("Kymo"));
     headers.insert(REQUEST_ID, id.clone());
     headers.insert(X_REQUEST_ID, id);
-}
-
-/// Makes the span a child of the caller's, where a W3C `traceparent` header names one.
-fn follow_trace(span: &Span, headers: &HeaderMap) {
-    if headers.contains_key("traceparent") {
-        let parent = TraceContextPropagator::new().extract(&Headers(headers));
-        // Fails only where no tracer is installed: then there is no trace to follow.
-        let _ = span.set_parent(parent);
-    }
-}
-
-struct Headers<'a>(&'a HeaderMap);
-
-impl Extractor for Headers<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(HeaderName::as_str).collect()
-    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

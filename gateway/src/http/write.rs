@@ -22,6 +22,7 @@ use kymo_kernel::{Code, Error, Result};
 use tracing::Instrument;
 
 use super::body::{self, Content, Limits, SMALL_BYTES};
+use super::guard::shutting_down;
 use super::parameters::Parameters;
 use super::respond::Api;
 use super::{App, Backend};
@@ -117,7 +118,12 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<Content> 
         time: Duration::from_millis(ingest.body_timeout_ms),
         turns: &app.parsing,
     };
-    body::read(headers, body, &limits).instrument(tracing::info_span!("receive")).await
+    let reading = body::read(headers, body, &limits).instrument(tracing::info_span!("receive"));
+    tokio::select! {
+        content = reading => content,
+        // A body that has not arrived is not accepted: its sender keeps it.
+        () = app.draining() => Err(shutting_down()),
+    }
 }
 
 async fn take_lines(app: &App, request: &Request, content: Content) -> Result<Taken> {
