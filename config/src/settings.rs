@@ -208,6 +208,8 @@ section! {
         row_group_rows: usize = 131_072,
         /// Zstandard level for segments that compaction writes.
         zstd_level: i32 = 3,
+        /// Memory for the footers and indexes of segments that are kept open.
+        cache_bytes: u64 = 64 * MIB,
     }
 }
 

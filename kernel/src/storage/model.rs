@@ -221,8 +221,8 @@ impl Bench {
     pub fn new(append_only: bool) -> Self {
         let sim = Sim::new(7);
         let store = Arc::new(LocalSegments::new(sim.disk.clone(), "/store".into()));
-        let files = SegmentFiles { store: store.clone(), graveyard: Arc::default() };
-        let settings = kymo_config::settings::Segment { row_group_rows: 7, zstd_level: 3 };
+        let files = SegmentFiles::new(store.clone(), 1 << 20);
+        let settings = kymo_config::settings::Segment { row_group_rows: 7, ..Default::default() };
         let target = Target { store, env: sim.env(), settings };
         let table = Arc::new(table(append_only));
         let state = TableState::open(table, [], position(0), files.clone());

@@ -31,7 +31,7 @@ use crate::storage::metalog::{LocalMetaLog, MetaLog};
 use crate::storage::poison::Poison;
 use crate::storage::segment::LocalSegments;
 use crate::storage::segment::write::{Target, flush};
-use crate::storage::version::{Graveyard, SegmentFiles, TableState};
+use crate::storage::version::{SegmentFiles, TableState};
 use crate::storage::{Store, Tables, collect, trim_log};
 
 /// How far opening is.
@@ -70,10 +70,10 @@ pub(super) fn open(
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
     let head = meta.head()?;
     let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
-    let files = SegmentFiles {
-        store: Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
-        graveyard: Arc::new(Graveyard::default()),
-    };
+    let files = SegmentFiles::new(
+        Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
+        usize::try_from(settings.segment.cache_bytes).unwrap_or(usize::MAX),
+    );
     let tables = Arc::new(Tables::new(files.clone()));
     let log = LocalLog::new(env.clone(), root.join("wal"), limits(settings), drive, poison.clone());
     let log_files = log.files(PartitionId::ONLY);

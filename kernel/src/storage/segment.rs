@@ -7,6 +7,7 @@
 //! plain types; the index from series to rows is an extra that other readers pass over.
 
 pub mod blocks;
+pub mod cache;
 pub mod encoding;
 pub mod index;
 pub mod read;
@@ -15,6 +16,7 @@ mod stats;
 pub mod store;
 pub mod write;
 
+pub use cache::Readers;
 pub use encoding::Encoding;
 pub use index::{SeriesIndex, TagFilter};
 pub use read::{Scan, SegmentReader};

@@ -7,8 +7,8 @@
 //! names it *and* the last version with it is gone (M2).
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use arrow::array::RecordBatch;
@@ -20,7 +20,7 @@ use crate::schema::TableDef;
 use crate::storage::late::{DEFAULT_SERIES, LastTimes};
 use crate::storage::memtable::{MemTable, MemView, Span};
 use crate::storage::meta::SegmentMeta;
-use crate::storage::segment::{SegmentReader, SegmentStore};
+use crate::storage::segment::{Readers, SegmentReader, SegmentStore};
 
 /// Collects segments whose files may go, for the garbage collector.
 #[derive(Debug, Default)]
@@ -45,6 +45,17 @@ pub struct SegmentFiles {
     pub store: Arc<dyn SegmentStore>,
     /// Receives those that nothing names any more.
     pub graveyard: Arc<Graveyard>,
+    /// Those that are open.
+    pub readers: Arc<Readers>,
+}
+
+impl SegmentFiles {
+    /// Segments of a store, of which those in use are kept open within `cache_bytes`.
+    #[must_use]
+    pub fn new(store: Arc<dyn SegmentStore>, cache_bytes: usize) -> Self {
+        let readers = Arc::new(Readers::new(cache_bytes));
+        SegmentFiles { store, graveyard: Arc::default(), readers }
+    }
 }
 
 impl fmt::Debug for SegmentFiles {
@@ -53,56 +64,79 @@ impl fmt::Debug for SegmentFiles {
     }
 }
 
+/// Keeps the file of a segment from going. Held by versions, through their [`SegmentRef`]s,
+/// and by everything that reads the segment.
+#[derive(Debug)]
+pub struct Lease {
+    meta: Arc<SegmentMeta>,
+    graveyard: Arc<Graveyard>,
+    retired: AtomicBool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::Acquire) {
+            self.graveyard.put(self.meta.clone());
+        }
+    }
+}
+
 /// A segment in use. While one exists, its file does.
 pub struct SegmentRef {
-    meta: Arc<SegmentMeta>,
+    lease: Arc<Lease>,
     files: SegmentFiles,
-    reader: OnceLock<SegmentReader>,
-    retired: AtomicBool,
 }
 
 impl SegmentRef {
     /// A segment that the metadata names.
     #[must_use]
     pub fn new(meta: Arc<SegmentMeta>, files: SegmentFiles) -> Self {
-        SegmentRef { meta, files, reader: OnceLock::new(), retired: AtomicBool::new(false) }
+        let graveyard = files.graveyard.clone();
+        let lease = Lease { meta, graveyard, retired: AtomicBool::new(false) };
+        SegmentRef { lease: Arc::new(lease), files }
     }
 
     /// What the metadata says of it.
     #[must_use]
     pub fn meta(&self) -> &Arc<SegmentMeta> {
-        &self.meta
+        &self.lease.meta
     }
 
-    /// Its reader, opened at the first call and kept. Blocks on the file then.
+    /// Its reader, opened where it is not kept open. Blocks on the file then. The file stays
+    /// for as long as the reader does.
     ///
     /// # Errors
     /// `corrupt` naming the file where it does not verify, `io_error` where it cannot be read.
     pub fn reader(&self) -> Result<SegmentReader> {
-        if let Some(open) = self.reader.get() {
-            return Ok(open.clone());
-        }
-        let open = SegmentReader::open(self.files.store.as_ref(), &self.meta)?;
-        Ok(self.reader.get_or_init(|| open).clone())
+        let open = match self.files.readers.get(self.meta().id) {
+            Some(open) => open,
+            None => {
+                let open = SegmentReader::open(self.files.store.as_ref(), self.meta())?;
+                self.files.readers.put(open.clone());
+                open
+            }
+        };
+        Ok(open.held_by(self.lease.clone()))
     }
 
     /// Notes that the metadata does not name it any more.
     pub fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+        self.lease.retired.store(true, Ordering::Release);
+        self.files.readers.forget(self.meta().id);
     }
 }
 
 impl Drop for SegmentRef {
     fn drop(&mut self) {
-        if self.retired.load(Ordering::Acquire) {
-            self.files.graveyard.put(self.meta.clone());
+        if self.lease.retired.load(Ordering::Acquire) {
+            self.files.readers.forget(self.meta().id);
         }
     }
 }
 
 impl fmt::Debug for SegmentRef {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "SegmentRef({})", self.meta.path)
+        write!(out, "SegmentRef({})", self.meta().path)
     }
 }
 
@@ -134,7 +168,7 @@ impl Version {
     /// The earliest and the latest time in it; `None` where there are no rows.
     #[must_use]
     pub fn time(&self) -> Option<TimeRange> {
-        let segments = self.segments.iter().map(|segment| segment.meta.time);
+        let segments = self.segments.iter().map(|segment| segment.meta().time);
         let frozen = self.frozen.iter().map(|frozen| frozen.span.time);
         let hot = self.hot.span().map(|span| span.time);
         segments.chain(frozen).chain(hot).reduce(|all, each| all.union(&each))
@@ -143,7 +177,7 @@ impl Version {
     /// How many rows are stored, counting each time that a row was written.
     #[must_use]
     pub fn stored_rows(&self) -> u64 {
-        let segments: u64 = self.segments.iter().map(|segment| segment.meta.rows).sum();
+        let segments: u64 = self.segments.iter().map(|segment| segment.meta().rows).sum();
         let frozen: usize = self.frozen.iter().map(|frozen| frozen.rows.rows()).sum();
         segments + (frozen + self.hot.rows()) as u64
     }
@@ -197,7 +231,7 @@ impl TableState {
         let segments = in_order(
             segments.into_iter().map(|meta| Arc::new(SegmentRef::new(meta, files.clone()))),
         );
-        let floor = segments.iter().map(|segment| segment.meta.time.last).max();
+        let floor = segments.iter().map(|segment| segment.meta().time.last).max();
         let frozen: Arc<[Arc<Frozen>]> = Arc::default();
         let version = Version {
             table: table.clone(),
@@ -318,7 +352,7 @@ impl TableState {
         outputs: impl IntoIterator<Item = Arc<SegmentMeta>>,
     ) -> Result<()> {
         if let Some(id) =
-            inputs.iter().find(|id| !self.segments.iter().any(|each| each.meta.id == **id))
+            inputs.iter().find(|id| !self.segments.iter().any(|each| each.meta().id == **id))
         {
             return Err(Error::new(
                 Code::Conflict,
@@ -326,7 +360,7 @@ impl TableState {
             ));
         }
         let (gone, left): (Vec<_>, Vec<_>) =
-            self.segments.iter().cloned().partition(|each| inputs.contains(&each.meta.id));
+            self.segments.iter().cloned().partition(|each| inputs.contains(&each.meta().id));
         self.segments = left.into();
         self.add_segments(outputs);
         self.publish();
@@ -398,7 +432,7 @@ impl TableState {
 
 fn in_order(segments: impl Iterator<Item = Arc<SegmentRef>>) -> Arc<[Arc<SegmentRef>]> {
     let mut sorted: Vec<Arc<SegmentRef>> = segments.collect();
-    sorted.sort_by_key(|segment| (segment.meta.seq_range, segment.meta.id));
+    sorted.sort_by_key(|segment| (segment.meta().seq_range, segment.meta().id));
     sorted.into()
 }
 

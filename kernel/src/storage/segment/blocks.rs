@@ -106,6 +106,11 @@ impl Checked {
         self.covered
     }
 
+    /// The memory that the table takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.sums.len() * size_of::<u32>()
+    }
+
     /// Reads bytes after checking the blocks that they lie in.
     pub(super) fn read(&self, start: u64, length: usize) -> Result<Bytes> {
         let end = start.checked_add(length as u64).filter(|end| *end <= self.covered);

@@ -184,6 +184,13 @@ impl SeriesIndex {
         self.series
     }
 
+    /// The memory that the directory takes, about.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let keys: usize = self.blocks.iter().map(|block| block.first_key.len()).sum();
+        self.blocks.len() * size_of::<Block>() + keys
+    }
+
     /// Calls `visit` with each series and its rows from the first key that is not below
     /// `from`, until it breaks.
     ///

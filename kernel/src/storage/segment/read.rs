@@ -34,10 +34,15 @@ use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::blocks::{self, Checked};
 use crate::storage::segment::index::{self, SeriesIndex, TagFilter};
 use crate::storage::segment::store::{SegmentBytes, SegmentStore};
+use crate::storage::version::Lease;
 
 /// An open segment.
 #[derive(Clone)]
-pub struct SegmentReader(Arc<Open>);
+pub struct SegmentReader {
+    open: Arc<Open>,
+    /// Keeps the file from going while it is read.
+    lease: Option<Arc<Lease>>,
+}
 
 struct Open {
     meta: Arc<SegmentMeta>,
@@ -48,7 +53,7 @@ struct Open {
 
 impl std::fmt::Debug for SegmentReader {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "SegmentReader({})", self.0.meta.path)
+        write!(out, "SegmentReader({})", self.open.meta.path)
     }
 }
 
@@ -101,37 +106,52 @@ impl SegmentReader {
         }
         let (checked, index) =
             load_extras(bytes, &arrow, meta).map_err(|error| error.context(read_of(&meta.path)))?;
-        Ok(SegmentReader(Arc::new(Open { meta: meta.clone(), checked, arrow, index })))
+        let open = Open { meta: meta.clone(), checked, arrow, index };
+        Ok(SegmentReader { open: Arc::new(open), lease: None })
+    }
+
+    /// The same, which keeps the file from going.
+    #[must_use]
+    pub fn held_by(mut self, lease: Arc<Lease>) -> SegmentReader {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// The memory that footer and indexes take, about.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let own = self.parquet().memory_size() + self.open.index.memory_bytes();
+        own + self.open.checked.memory_bytes()
     }
 
     /// What the metadata of the store says of it.
     #[must_use]
     pub fn meta(&self) -> &Arc<SegmentMeta> {
-        &self.0.meta
+        &self.open.meta
     }
 
     /// The footer, with page index.
     #[must_use]
     pub fn parquet(&self) -> &Arc<ParquetMetaData> {
-        self.0.arrow.metadata()
+        self.open.arrow.metadata()
     }
 
     /// The footer as Parquet's Arrow readers want it.
     #[must_use]
     pub fn arrow(&self) -> &ArrowReaderMetadata {
-        &self.0.arrow
+        &self.open.arrow
     }
 
     /// The bytes, for walking the series index.
     #[must_use]
     pub fn bytes(&self) -> &dyn SegmentBytes {
-        self.0.checked.bytes()
+        self.open.checked.bytes()
     }
 
     /// The index from series to rows.
     #[must_use]
     pub fn index(&self) -> &SeriesIndex {
-        &self.0.index
+        &self.open.index
     }
 
     /// The rows of the series that a filter lets through, ascending.
@@ -140,19 +160,19 @@ impl SegmentReader {
     /// `corrupt` naming the file, `io_error`.
     pub fn rows_of(&self, filter: &TagFilter) -> Result<Vec<Range<u64>>> {
         if filter.is_all() {
-            return Ok(iter::once(0..self.0.meta.rows).collect());
+            return Ok(iter::once(0..self.open.meta.rows).collect());
         }
-        self.0
+        self.open
             .index
             .select(self.bytes(), filter)
-            .map_err(|error| error.context(read_of(&self.0.meta.path)))
+            .map_err(|error| error.context(read_of(&self.open.meta.path)))
     }
 
     /// The rows of the pages that can hold a time of the range, ascending.
     #[must_use]
     pub fn rows_within(&self, time: &TimeRange) -> Vec<Range<u64>> {
-        let all = iter::once(0..self.0.meta.rows).collect();
-        let own = self.0.meta.time;
+        let all = iter::once(0..self.open.meta.rows).collect();
+        let own = self.open.meta.time;
         if time.first <= own.first && own.last <= time.last {
             return all;
         }
@@ -161,7 +181,7 @@ impl SegmentReader {
     }
 
     fn time_column(&self) -> Option<usize> {
-        let fields = self.0.arrow.schema().fields();
+        let fields = self.open.arrow.schema().fields();
         fields.iter().position(|field| ColumnKind::of(field) == ColumnKind::Time)
     }
 
@@ -184,20 +204,22 @@ impl SegmentReader {
         rows: &[Range<u64>],
         batch_rows: usize,
     ) -> Result<SegmentScan> {
-        let failed = |error| from_parquet(&self.0.meta.path, error);
+        let failed = |error| from_parquet(&self.open.meta.path, error);
         let (groups, selection) = self.select(rows);
         let (mask, places) = self.columns(output);
-        let mut builder =
-            ParquetRecordBatchReaderBuilder::new_with_metadata(self.source(), self.0.arrow.clone())
-                .with_batch_size(batch_rows.max(1))
-                .with_projection(mask)
-                .with_row_groups(groups);
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(
+            self.source(),
+            self.open.arrow.clone(),
+        )
+        .with_batch_size(batch_rows.max(1))
+        .with_projection(mask)
+        .with_row_groups(groups);
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
         Ok(SegmentScan {
             inner: builder.build().map_err(failed)?,
-            meta: self.0.meta.clone(),
+            reader: self.clone(),
             output: output.clone(),
             places,
         })
@@ -206,7 +228,7 @@ impl SegmentReader {
     /// The bytes as Parquet's readers want them.
     #[must_use]
     pub fn source(&self) -> Source {
-        Source(self.0.checked.clone())
+        Source(self.open.checked.clone())
     }
 
     /// The row groups that hold any of the rows, and which of theirs are wanted; `None` for
@@ -239,7 +261,7 @@ impl SegmentReader {
 
     /// Which leaves to read, and for each field of the output its place among them.
     fn columns(&self, output: &Schema) -> (ProjectionMask, Vec<Option<usize>>) {
-        let own = self.0.arrow.schema().fields();
+        let own = self.open.arrow.schema().fields();
         let find = |field: &Field| own.iter().position(|each| same_column(each, field));
         let found: Vec<Option<usize>> = output.fields().iter().map(|field| find(field)).collect();
         let mut leaves: Vec<usize> = found.iter().flatten().copied().collect();
@@ -248,7 +270,7 @@ impl SegmentReader {
         let places =
             found.iter().map(|leaf| leaf.and_then(|leaf| leaves.binary_search(&leaf).ok()));
         let places = places.collect();
-        (ProjectionMask::leaves(self.0.arrow.parquet_schema(), leaves), places)
+        (ProjectionMask::leaves(self.open.arrow.parquet_schema(), leaves), places)
     }
 
     /// Reads the whole file and checks it.
@@ -256,11 +278,11 @@ impl SegmentReader {
     /// # Errors
     /// `corrupt` naming the file, `io_error`.
     pub fn verify(&self) -> Result<()> {
-        let named = |error: Error| error.context(read_of(&self.0.meta.path));
-        Tail::read(self.bytes(), &self.0.meta)?;
-        self.0.checked.verify().map_err(named)?;
+        let named = |error: Error| error.context(read_of(&self.open.meta.path));
+        Tail::read(self.bytes(), &self.open.meta)?;
+        self.open.checked.verify().map_err(named)?;
         let visit = &mut |_: &[u8], _: Range<u64>| Ok(ControlFlow::Continue(()));
-        self.0.index.walk(self.bytes(), &[], visit).map_err(named)
+        self.open.index.walk(self.bytes(), &[], visit).map_err(named)
     }
 }
 
@@ -344,7 +366,7 @@ pub fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
 /// The batches of a segment.
 pub struct SegmentScan {
     inner: ParquetRecordBatchReader,
-    meta: Arc<SegmentMeta>,
+    reader: SegmentReader,
     output: SchemaRef,
     places: Vec<Option<usize>>,
 }
@@ -358,7 +380,7 @@ impl SegmentScan {
         let columns = self.places.iter().zip(self.output.fields()).map(fill).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         RecordBatch::try_new_with_options(self.output.clone(), columns, &options)
-            .map_err(|error| corrupt(&self.meta.path, error))
+            .map_err(|error| corrupt(&self.reader.meta().path, error))
     }
 }
 
@@ -368,7 +390,7 @@ impl Iterator for SegmentScan {
     fn next(&mut self) -> Option<Self::Item> {
         Some(match self.inner.next()? {
             Ok(batch) => self.shape(&batch),
-            Err(error) => Err(from_parquet(&self.meta.path, error.into())),
+            Err(error) => Err(from_parquet(&self.reader.meta().path, error.into())),
         })
     }
 }

@@ -16,7 +16,7 @@ use super::read::intersect;
 use super::*;
 use crate::env::Disk;
 use crate::error::Code;
-use crate::ids::TimeRange;
+use crate::ids::{SegmentId, TimeRange};
 use crate::storage::key;
 use crate::storage::meta::{Scalar, SegmentMeta};
 use crate::storage::model::{Bench, Row, Rows, expected, read, row, table};
@@ -359,4 +359,39 @@ fn times_come_back_with_their_zone() {
     let batch = reader.scan(&Scan::all(output.clone(), 64)).unwrap().next().unwrap().unwrap();
     assert_eq!(batch.schema(), output);
     assert_eq!(batch.column(3).as_primitive::<TimestampNanosecondType>().value(0), 0);
+}
+
+#[test]
+fn open_segments_are_kept_within_bounds() {
+    let (bench, reader) = segment(&small());
+    let (count, bytes) = bench.files.readers.kept();
+    assert_eq!((count, bytes), (1, reader.memory_bytes()));
+    let tight = Readers::new(bytes * 5 / 2);
+    let numbered = |number: u128| {
+        let meta = SegmentMeta { id: SegmentId(number.into()), ..reader.meta().as_ref().clone() };
+        SegmentReader::open(bench.files.store.as_ref(), &Arc::new(meta)).unwrap()
+    };
+    for number in 1..=2 {
+        tight.put(numbered(number));
+    }
+    assert!(tight.get(SegmentId(1.into())).is_some());
+    tight.put(numbered(3));
+    assert_eq!(tight.kept().0, 2);
+    assert!(tight.get(SegmentId(2.into())).is_none(), "it was unused for longest");
+    assert!(tight.get(SegmentId(1.into())).is_some());
+    tight.forget(SegmentId(1.into()));
+    assert_eq!(tight.kept(), (1, bytes));
+}
+
+#[test]
+fn a_reader_keeps_its_file_from_going() {
+    let (mut bench, reader) = segment(&small());
+    let id = reader.meta().id;
+    bench.state.replaced(&[id], []).unwrap();
+    assert!(bench.files.graveyard.take().is_empty());
+    let scan = reader.scan(&Scan::all(table(false).schema.arrow(), 4)).unwrap();
+    drop(reader);
+    assert!(bench.files.graveyard.take().is_empty(), "a scan still reads it");
+    assert_eq!(scan.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 30);
+    assert_eq!(bench.files.graveyard.take().len(), 1);
 }
