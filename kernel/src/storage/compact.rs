@@ -2,7 +2,7 @@
 //!
 //! [`pick`] is pure: it looks at a version and names a job. Segments that follow one another
 //! in the log's order are merged when enough of about one size have gathered, so each row is
-//! rewritten about once per size class. A window that nothing was written to for a while is
+//! rewritten a bounded number of times. A window that nothing was written to for a while is
 //! merged into as few segments as the target size allows, and thoroughly encoded even where
 //! there is but one. Only neighbours are ever merged: a row's newer versions are in later
 //! segments, and that must stay so.
@@ -110,16 +110,20 @@ fn class(bytes: u64) -> u32 {
 }
 
 /// The first stretch of at least `min_segments` neighbours up to some class, smallest class
-/// first.
+/// first. The largest must be no more than half of it: a row's segment doubles at least with
+/// each rewrite, which bounds how often that happens.
 fn by_size(sizes: &[u64], settings: &Settings) -> Option<std::ops::Range<usize>> {
     let mut classes: Vec<u32> = sizes.iter().map(|size| class(*size)).collect();
     classes.sort_unstable();
     classes.dedup();
     classes.into_iter().find_map(|limit| {
         let fits = |at: usize| sizes[at] < settings.target_bytes && class(sizes[at]) <= limit;
-        stretches(sizes, settings.target_bytes, fits)
-            .into_iter()
-            .find(|range| range.len() >= settings.min_segments.max(2))
+        stretches(sizes, settings.target_bytes, fits).into_iter().find(|range| {
+            let part = &sizes[range.clone()];
+            let largest = part.iter().max().copied().unwrap_or_default();
+            range.len() >= settings.min_segments.clamp(2, MAX_INPUTS)
+                && 2 * largest <= part.iter().sum()
+        })
     })
 }
 
@@ -228,5 +232,126 @@ fn origin(job: &Job) -> Origin {
         ),
         level: metas().map(|meta| meta.level).max().unwrap_or_default().saturating_add(1),
         late: late.zip(time).and_then(|(late, time)| clip(late, time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::storage::model::{Bench, Row, Rows, WINDOW, position, scan};
+
+    const MIB: u64 = 1 << 20;
+
+    fn settings(min_segments: usize) -> Settings {
+        Settings { min_segments, target_bytes: 128 * MIB, ..Settings::default() }
+    }
+
+    #[test]
+    fn neighbours_of_one_class_merge_and_larger_ones_are_left() {
+        let four = settings(4);
+        assert_eq!(by_size(&[MIB; 3], &four), None);
+        assert_eq!(by_size(&[MIB; 5], &four), Some(0..5));
+        assert_eq!(by_size(&[64 * MIB, MIB, MIB, MIB, MIB], &four), Some(1..5));
+        assert_eq!(by_size(&[MIB, MIB, 4 * MIB, MIB, MIB], &four), Some(0..5));
+        assert_eq!(by_size(&[MIB, MIB, 64 * MIB, MIB, MIB], &four), None, "little to gain");
+        assert_eq!(by_size(&[MIB, MIB, 200 * MIB, MIB, MIB], &four), None);
+        assert_eq!(by_size(&[40 * MIB; 8], &four), None, "three fill the target");
+        assert_eq!(by_size(&[], &four), None);
+    }
+
+    #[test]
+    fn a_row_is_rewritten_a_bounded_number_of_times() {
+        let four = settings(4);
+        let (mut sizes, mut written) = (Vec::new(), 0);
+        for _ in 0..256 {
+            sizes.push(MIB / 4);
+            while let Some(range) = by_size(&sizes, &four) {
+                let merged: u64 = sizes[range.clone()].iter().sum();
+                written += merged;
+                sizes.splice(range, [merged]);
+            }
+        }
+        let total = 256 * MIB / 4;
+        assert_eq!(sizes.iter().sum::<u64>(), total);
+        assert!(sizes.len() < 12, "{sizes:?}");
+        assert!(written < 9 * total, "wrote {written} of {total}");
+    }
+
+    fn rows(a: &str, times: std::ops::Range<i64>) -> Rows {
+        let row = |time| Row {
+            a: Some(a.to_owned()),
+            b: None,
+            time,
+            float: Some(0.5),
+            int: Some(time),
+            text: None,
+        };
+        Rows { rows: times.map(row).collect(), columns: 0xff }
+    }
+
+    #[test]
+    fn a_quiet_window_is_merged_once_and_then_left() {
+        let mut bench = Bench::new(false);
+        for at in 0..3 {
+            bench.write(rows("x", at * 10..at * 10 + 10).batch());
+            bench.write(rows("x", WINDOW + at..WINDOW + at + 1).batch());
+            bench.flush();
+        }
+        let before = scan(&bench.version(), 64);
+        assert!(!bench.compact(4, 0), "not quiet, and too few");
+        assert_eq!(bench.version().segments.len(), 6);
+        assert!(bench.compact(4, i64::MAX));
+        assert!(bench.compact(4, i64::MAX));
+        assert!(!bench.compact(4, i64::MAX), "nothing is left to do");
+        let version = bench.version();
+        assert_eq!(version.segments.len(), 2);
+        assert!(version.segments.iter().all(|segment| segment.meta().level == 1));
+        assert_eq!(scan(&version, 64), before);
+    }
+
+    #[test]
+    fn segments_newer_than_waiting_rows_are_left_alone() {
+        let mut bench = Bench::new(false);
+        bench.write(rows("x", 0..1).batch());
+        bench.flush();
+        bench.write(rows("x", 1..2).batch());
+        let waiting = bench.state.freeze().unwrap();
+        bench.write(rows("x", 2..3).batch());
+        bench.flush();
+        assert_eq!(bench.version().segments.len(), 2);
+        assert!(!bench.compact(2, 0), "would merge around the waiting rows");
+        bench.state.flushed(&waiting, []).unwrap();
+        assert!(bench.compact(2, 0));
+    }
+
+    #[test]
+    fn merging_everything_of_a_window_ends_its_lateness() {
+        let mut bench = Bench::new(false);
+        for _ in 0..2 {
+            bench.write(rows("x", 0..5).batch());
+            bench.flush();
+        }
+        assert!(bench.version().segments[1].meta().late.is_some());
+        assert!(bench.compact(2, 0));
+        let version = bench.version();
+        let meta = version.segments[0].meta();
+        assert_eq!((meta.rows, meta.late, meta.seq_range), (5, None, (position(1), position(2))));
+    }
+
+    #[test]
+    fn a_cancelled_merge_publishes_nothing() {
+        let mut bench = Bench::new(false);
+        for at in 0..2 {
+            bench.write(rows("x", at..at + 1).batch());
+            bench.flush();
+        }
+        let job = pick(&bench.version(), &settings(2), 0).unwrap();
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let files = bench.sim.disk.files().len();
+        let error = run(&job, &bench.target, &cancel, &mut |_| {}).unwrap_err();
+        assert_eq!(error.code(), Code::Cancelled);
+        assert_eq!(bench.sim.disk.files().len(), files);
     }
 }
