@@ -15,6 +15,7 @@ use kymo_kernel::env::Env;
 use kymo_kernel::message::{
     Ddl, Outcome, Prepare, Prepared, Query, Runnable, SessionContext, Statement,
 };
+use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::{Code, Error, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -281,10 +282,12 @@ impl Engine {
         let Opened { schema, mut stream } = match outcome {
             Ok(Opening::Rows(opened)) => opened,
             Ok(Opening::Written(count)) => {
+                job.ticket.end(None);
                 let _ = head.send(Ok(Head::Written(count)));
                 return;
             }
             Err(error) => {
+                job.ticket.end(Some(&error));
                 let _ = head.send(Err(error));
                 return;
             }
@@ -308,16 +311,20 @@ impl Engine {
             () = rows.closed() => return,
             outcome = limits.race(pump) => outcome,
         };
+        job.ticket.end(outcome.as_ref().err());
         if let Err(error) = outcome {
             let _ = rows.send(Err(error)).await;
         }
     }
 
     async fn open(&self, job: &Job) -> Result<Opening> {
+        let began = self.env.clock.monotonic();
         let state = self.state(&job.session);
         let plan = self.bound(&state, job).await?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let physical = state.create_physical_plan(&plan).await.map_err(from_engine)?;
+        let planning = self.env.clock.monotonic().saturating_sub(began);
+        metrics().queries.planning_seconds.observe(planning.as_secs_f64());
         let context = state.task_ctx();
         let mut stream = execute_stream(physical, context).map_err(from_engine)?;
         if !writes {

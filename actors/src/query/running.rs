@@ -9,6 +9,7 @@ use std::time::Duration;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Clock;
 use kymo_kernel::message::SessionContext;
+use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -153,14 +154,18 @@ impl Running {
             rows: rows.clone(),
         };
         self.entries.lock().insert(id, entry);
-        let mut ticket = Ticket { running: self.clone(), id, rows, _slot: None };
-        if limits.cancel.is_cancelled() {
-            return Err(cancelled());
-        }
-        ticket._slot = Some(match self.slots.clone().try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) => self.wait(limits).await?,
-        });
+        let started = self.clock.monotonic();
+        let ended = Mutex::new(Code::Cancelled.as_str());
+        let mut ticket = Ticket { running: self.clone(), id, rows, started, ended, slot: None };
+        let slot = match self.slots.clone().try_acquire_owned() {
+            _ if limits.cancel.is_cancelled() => Err(cancelled()),
+            Ok(slot) => Ok(slot),
+            Err(_) => self.wait(limits).await,
+        };
+        ticket.slot = Some(slot.inspect_err(|error| ticket.end(Some(error)))?);
+        let waited = self.clock.monotonic().saturating_sub(started);
+        metrics().queries.wait_seconds.observe(waited.as_secs_f64());
+        metrics().queries.running.inc();
         if let Some(entry) = self.entries.lock().get_mut(&id) {
             entry.state = State::Running;
         }
@@ -172,10 +177,12 @@ impl Running {
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
                 self.0.fetch_sub(1, Ordering::Relaxed);
+                metrics().queries.waiting.dec();
             }
         }
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
+        metrics().queries.waiting.inc();
         if before >= self.max_waiting {
             return Err(Error::new(
                 Code::Busy,
@@ -199,7 +206,10 @@ pub(super) struct Ticket {
     running: Arc<Running>,
     id: u64,
     rows: Arc<AtomicU64>,
-    _slot: Option<OwnedSemaphorePermit>,
+    started: Duration,
+    /// How it ended, for metrics: `ok` or a code. Whoever is dropped before was cancelled.
+    ended: Mutex<&'static str>,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Ticket {
@@ -207,10 +217,23 @@ impl Ticket {
     pub(super) fn count(&self, rows: usize) {
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
     }
+
+    /// Notes how the query ended.
+    pub(super) fn end(&self, error: Option<&Error>) {
+        *self.ended.lock() = error.map_or("ok", |error| error.code().as_str());
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.running.entries.lock().remove(&self.id);
+        let queries = &metrics().queries;
+        queries.total.with_label_values(&[*self.ended.get_mut()]).inc();
+        queries.rows.inc_by(self.rows.load(Ordering::Relaxed));
+        if self.slot.is_some() {
+            let took = self.running.clock.monotonic().saturating_sub(self.started);
+            queries.seconds.observe(took.as_secs_f64());
+            queries.running.dec();
+        }
     }
 }

@@ -23,6 +23,7 @@ use datafusion::physical_plan::{
 };
 use futures::stream;
 use kymo_kernel::ids::{MetaVersion, Position, SegmentId, TableId, TimeRange};
+use kymo_kernel::observe::Trace;
 use kymo_kernel::schema::{ColumnKind, TableName};
 use kymo_kernel::storage::memtable::MemView;
 use kymo_kernel::storage::merge::{self, GroupScan};
@@ -92,6 +93,15 @@ enum Unit {
 }
 
 impl Unit {
+    /// Its name in traces.
+    fn step(&self) -> &'static str {
+        match self {
+            Unit::Alone(Source::Segment(_)) => "scan segment",
+            Unit::Alone(_) => "scan memory",
+            Unit::Merge(_) => "scan and merge",
+        }
+    }
+
     fn rows(&self) -> u64 {
         match self {
             Unit::Alone(source) => source.rows(),
@@ -110,6 +120,8 @@ pub(crate) struct TsScanExec {
     statistics: Arc<Statistics>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
+    /// The trace of the query; plans run on tasks that know nothing of it.
+    trace: Trace,
 }
 
 impl TsScanExec {
@@ -161,6 +173,7 @@ impl TsScanExec {
             statistics,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
+            trace: Trace::here(),
         })
     }
 
@@ -355,6 +368,8 @@ impl ExecutionPlan for TsScanExec {
             units: units.into_iter(),
             current: None,
             left: self.spec.limit,
+            trace: self.trace.child("scan"),
+            step: Trace::none(),
         };
         let rows = rows.map(move |batch| {
             let batch = batch.map_err(|error| DataFusionError::External(Box::new(error)))?;
@@ -374,6 +389,10 @@ struct Rows {
     units: std::vec::IntoIter<Unit>,
     current: Option<Batches>,
     left: Option<usize>,
+    /// From the first row asked for to the last.
+    trace: Trace,
+    /// The same for the present unit.
+    step: Trace,
 }
 
 impl Iterator for Rows {
@@ -385,14 +404,16 @@ impl Iterator for Rows {
                 return None;
             }
             let Some(current) = &mut self.current else {
-                match open(&self.version, &self.scan, self.units.next()?) {
+                let unit = self.units.next()?;
+                self.step = self.trace.child(unit.step());
+                match open(&self.version, &self.scan, unit) {
                     Ok(batches) => self.current = Some(batches),
                     Err(error) => return Some(Err(error)),
                 }
                 continue;
             };
             match current.next() {
-                None => self.current = None,
+                None => (self.current, self.step) = (None, Trace::none()),
                 Some(Ok(batch)) if batch.num_rows() == 0 => {}
                 Some(Ok(batch)) => {
                     let take =

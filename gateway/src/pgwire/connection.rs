@@ -11,7 +11,8 @@ use arrow::array::ArrayRef;
 use hashbrown::HashMap;
 use kymo_kernel::message::{Outcome, Runnable, SessionContext, Statement};
 use kymo_kernel::observe::metrics;
-use kymo_kernel::{Code, Error, Result};
+use kymo_kernel::{Code, Error, Result, span};
+use tracing::{Instrument, Span};
 
 use super::backend::{Conversation, Transaction};
 use super::cancel::Registered;
@@ -122,7 +123,10 @@ impl Connection {
         count(kind);
         let done = match Message::read(frame) {
             Ok(Message::Terminate) => return Ok(Next::End),
-            Ok(message) => self.handle(message).await,
+            Ok(message) => {
+                let step = step(kind);
+                self.handle(message).instrument(step).await
+            }
             Err(error) => Err(Stop::Failed(error)),
         };
         match done {
@@ -361,6 +365,18 @@ fn count(kind: u8) {
 }
 
 /// The error for a name that no prepared statement has.
+/// A trace begins with each message that can lead to work elsewhere.
+fn step(kind: u8) -> Span {
+    let name = match kind {
+        b'Q' => "pg query",
+        b'P' => "pg parse",
+        b'D' => "pg describe",
+        b'E' => "pg execute",
+        _ => return Span::none(),
+    };
+    span!("pg", otel.name = name, otel.kind = "server")
+}
+
 pub(super) fn no_statement(name: &str) -> Error {
     Error::new(Code::StatementNotFound, format!("prepared statement \"{name}\" does not exist"))
 }
