@@ -16,6 +16,7 @@
 //! ```
 
 pub mod clients;
+pub mod collector;
 pub mod ledger;
 pub mod python;
 pub mod server;

@@ -21,6 +21,7 @@ use crate::{ADMIN, PASSWORD};
 #[derive(Debug, Clone)]
 pub struct Options {
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     arguments: Vec<String>,
     data_dir: Option<PathBuf>,
     auth: bool,
@@ -32,6 +33,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             settings: Vec::new(),
+            environment: Vec::new(),
             arguments: Vec::new(),
             data_dir: None,
             auth: true,
@@ -52,6 +54,13 @@ impl Options {
     #[must_use]
     pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Sets a variable of the server's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
         self
     }
 
@@ -325,6 +334,9 @@ fn command(options: &Options, data_dir: &Path) -> Command {
     }
     for (key, value) in &options.settings {
         command.env(format!("KYMO__{}", key.to_uppercase().replace('.', "__")), value);
+    }
+    for (name, value) in &options.environment {
+        command.env(name, value);
     }
     if let Some(bytes) = options.file_size_limit {
         let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
