@@ -1,9 +1,10 @@
 //! The kernel: mechanisms without policy.
 //!
-//! Two halves live here. The first carries actors: [`actor`], [`port`], [`host`],
-//! [`pools`], [`supervise`] and [`shutdown`]. The second keeps data: [`storage`] is the
+//! Two halves live here. The first carries actors: [`actor`], [`port`], `host`
+//! (the only file that knows actix, with [`pools`]), [`supervise`] and [`shutdown`];
+//! [`simulate`] runs them on one thread. The second keeps data: [`storage`] is the
 //! durable store as a plain library, without actors and without SQL, over the outside
-//! world of [`env`]. Both share [`error`], [`ids`], [`schema`], [`observe`] and
+//! world of [`mod@env`]. Both share [`error`], [`ids`], [`schema`], [`observe`] and
 //! [`invariant`]; [`message`] names everything that crosses an actor boundary.
 //!
 //! The kernel never imports DataFusion, axum, pgwire or wasmtime.

@@ -2,6 +2,8 @@
 //! trace, and every step hangs below the one that caused it. A process of its own, because
 //! telemetry is set up once a process.
 
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
