@@ -68,6 +68,7 @@ pub mod recover;
 pub mod segment;
 pub mod sort;
 pub mod version;
+pub mod width;
 
 pub use journal::Drive;
 pub use recover::Progress;

@@ -18,6 +18,7 @@ use crate::storage::late::times;
 use crate::storage::overlap::{Group, Source};
 use crate::storage::segment::runs::SeriesRuns;
 use crate::storage::segment::{Scan, TagFilter};
+use crate::storage::width::{BATCH_BYTES, row_bytes};
 
 mod pending;
 
@@ -47,7 +48,8 @@ pub fn input_schema(schema: &TableSchema, output: &Schema) -> Result<SchemaRef> 
 /// same tags and time twice, and none leaves the merge twice; without, all rows stay, those
 /// of older streams first.
 ///
-/// `output` names the columns that come out, in batches of at most `batch_rows`.
+/// `output` names the columns that come out, in batches of at most `batch_rows` and about
+/// [`BATCH_BYTES`].
 #[must_use]
 pub fn stream(
     sources: Vec<SortedSource>,
@@ -123,6 +125,7 @@ pub(crate) struct Loaded {
     batch: RecordBatch,
     times: TimestampNanosecondArray,
     runs: SeriesRuns,
+    row_bytes: usize,
 }
 
 impl Loaded {
@@ -132,7 +135,7 @@ impl Loaded {
         let time = batch.column_by_name(&schema.time()?.name);
         let times = time.and_then(|time| time.as_primitive_opt::<TimestampNanosecondType>());
         let times = times.ok_or_else(|| Error::internal("batch without times"))?.clone();
-        Ok(Loaded { batch, times, runs })
+        Ok(Loaded { row_bytes: row_bytes([&batch]), batch, times, runs })
     }
 }
 
@@ -242,7 +245,7 @@ impl MergeStream {
             self.started = true;
             self.cursors.iter_mut().try_for_each(|cursor| cursor.load(&self.schema))?;
         }
-        while self.pending.rows() < self.batch_rows {
+        while self.pending.rows() < self.batch_rows && self.pending.bytes() < BATCH_BYTES {
             if self.active.len() > 1 {
                 self.step()?;
             } else if !self.next_series()? {

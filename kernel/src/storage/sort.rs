@@ -21,6 +21,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::TimeRange;
 use crate::schema::TableSchema;
 use crate::storage::late::times;
+use crate::storage::width::{fitting, row_bytes};
 
 mod gather;
 mod series;
@@ -39,6 +40,8 @@ struct Shared {
     batches: Vec<RecordBatch>,
     /// The number of the first row of each batch, and the number of rows.
     starts: Vec<u32>,
+    /// The mean size of a row.
+    row_bytes: usize,
     /// For each tag its distinct texts, ascending.
     tag_values: Vec<ArrayRef>,
     /// For each series, in order, the rank of each tag: 0 for NULL, else the place in
@@ -126,10 +129,17 @@ impl Sorter {
             starts.push(u32::try_from(all_times.len()).map_err(|_| too_many())?);
             table.add(&schema, batch)?;
         }
-        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).collect();
+        let batches: Vec<RecordBatch> =
+            batches.into_iter().filter(|batch| batch.num_rows() > 0).collect();
         let ranked = table.rank()?;
-        let shared =
-            Shared { schema, batches, starts, tag_values: ranked.tag_values, ranks: ranked.ranks };
+        let shared = Shared {
+            row_bytes: row_bytes(&batches),
+            schema,
+            batches,
+            starts,
+            tag_values: ranked.tag_values,
+            ranks: ranked.ranks,
+        };
         Ok(Sorter {
             shared: Arc::new(shared),
             series: ranked.rows,
@@ -286,11 +296,11 @@ impl SortedRows {
         self.shared.batches.iter().any(|batch| batch.column_by_name(name).is_some())
     }
 
-    /// The rows in batches of at most `batch_rows`, with the columns of `output`, which are
+    /// The rows in batches of at most `batch_rows` and about [`crate::storage::width::BATCH_BYTES`], with the columns of `output`, which are
     /// columns of the table by name. Columns that no row has are NULL.
     #[must_use]
     pub fn batches(self: &Arc<Self>, output: SchemaRef, batch_rows: usize) -> SortedBatches {
-        SortedBatches::new(self.clone(), output, batch_rows.max(1))
+        SortedBatches::new(self.clone(), output, fitting(batch_rows, self.shared.row_bytes))
     }
 
     /// The rows of all columns of the table.

@@ -478,7 +478,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(150))]
+        #![proptest_config(ProptestConfig::with_cases(96))]
 
         /// V2: flushes and compactions keep the set of rows; and a version never changes,
         /// whatever happens to its table.

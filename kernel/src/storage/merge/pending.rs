@@ -33,6 +33,7 @@ pub(super) struct Pending {
     /// Batch and row, oldest first.
     members: Vec<(usize, usize)>,
     rows: usize,
+    bytes: usize,
 }
 
 impl Pending {
@@ -44,6 +45,7 @@ impl Pending {
             merged: Vec::new(),
             members: Vec::new(),
             rows: 0,
+            bytes: 0,
         }
     }
 
@@ -53,6 +55,11 @@ impl Pending {
 
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// About what the chosen rows take.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn batch(&mut self, loaded: &Arc<Loaded>) -> usize {
@@ -67,6 +74,7 @@ impl Pending {
     pub(super) fn push(&mut self, loaded: &Arc<Loaded>, row: usize, rows: usize) {
         let batch = self.batch(loaded);
         self.rows += rows;
+        self.bytes += rows * loaded.row_bytes;
         if let Some(last) = self.pieces.last_mut()
             && last.batch == batch
             && last.row + last.rows == row
@@ -82,6 +90,7 @@ impl Pending {
         let start = self.members.len();
         for (loaded, row) in rows {
             let batch = self.batch(loaded);
+            self.bytes += loaded.row_bytes;
             self.members.push((batch, row));
         }
         let Some(&(batch, row)) = self.members.last() else { return };
@@ -109,7 +118,7 @@ impl Pending {
         self.pieces.clear();
         self.merged.clear();
         self.members.clear();
-        self.rows = 0;
+        (self.rows, self.bytes) = (0, 0);
         batch.map(Some).map_err(|error| Error::internal(format!("merge rows: {error}")))
     }
 

@@ -21,6 +21,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::error::{Error, Result};
 use crate::schema::ColumnKind;
+use crate::storage::width::row_bytes;
 
 /// How much work goes into the size of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub enum Encoding {
 const PAGE_ROWS: usize = 20_480;
 /// Size of a dictionary beyond which values are written in full.
 const DICTIONARY_BYTES: usize = 4 << 20;
+/// Size of a row group beyond which it holds fewer rows than set.
+const GROUP_BYTES: usize = 64 << 20;
+/// Size of a page; also what is encoded at a time, at most.
+const PAGE_BYTES: usize = 1 << 20;
+/// Values that are encoded at a time, at most.
+const STEP_ROWS: usize = 1024;
 /// Rows of the sample.
 pub(super) const SAMPLE_ROWS: usize = 32_768;
 
@@ -79,7 +86,10 @@ pub(super) fn properties(
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_created_by(concat!("kymo ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_max_row_group_row_count(Some(settings.row_group_rows.max(1)))
+        .set_max_row_group_bytes(Some(GROUP_BYTES))
         .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_data_page_size_limit(PAGE_BYTES)
+        .set_write_batch_size((PAGE_BYTES / row_bytes(sample).max(1)).clamp(1, STEP_ROWS))
         .set_dictionary_page_size_limit(DICTIONARY_BYTES)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_compression(compression)

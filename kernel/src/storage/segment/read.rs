@@ -35,6 +35,7 @@ use crate::storage::segment::blocks::{self, Checked};
 use crate::storage::segment::index::{self, SeriesIndex, TagFilter};
 use crate::storage::segment::store::{SegmentBytes, SegmentStore};
 use crate::storage::version::Lease;
+use crate::storage::width::fitting;
 
 /// An open segment.
 #[derive(Clone)]
@@ -194,7 +195,8 @@ impl SegmentReader {
         self.read(&scan.output, &rows, scan.batch_rows)
     }
 
-    /// Reads some columns of some rows, given as ascending ranges.
+    /// Reads some columns of some rows, given as ascending ranges, in batches of at most
+    /// `batch_rows` and about [`crate::storage::width::BATCH_BYTES`].
     ///
     /// # Errors
     /// `corrupt` naming the file, `io_error`.
@@ -211,7 +213,7 @@ impl SegmentReader {
             self.source(),
             self.open.arrow.clone(),
         )
-        .with_batch_size(batch_rows.max(1))
+        .with_batch_size(fitting(batch_rows, self.row_bytes()))
         .with_projection(mask)
         .with_row_groups(groups);
         if let Some(selection) = selection {
@@ -223,6 +225,16 @@ impl SegmentReader {
             output: output.clone(),
             places,
         })
+    }
+
+    /// The mean size of a row once it is read.
+    fn row_bytes(&self) -> usize {
+        let columns = self.parquet().row_groups().iter().flat_map(|group| group.columns());
+        let texts: i64 =
+            columns.filter_map(|column| column.unencoded_byte_array_data_bytes()).sum();
+        let rows = usize::try_from(self.open.meta.rows).unwrap_or(usize::MAX).max(1);
+        let fixed = self.open.arrow.schema().fields().len() * size_of::<u64>();
+        usize::try_from(texts).unwrap_or_default() / rows + fixed
     }
 
     /// The bytes as Parquet's readers want them.

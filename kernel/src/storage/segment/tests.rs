@@ -395,3 +395,42 @@ fn a_reader_keeps_its_file_from_going() {
     assert_eq!(scan.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 30);
     assert_eq!(bench.files.graveyard.take().len(), 1);
 }
+
+/// Long texts go through memory a few at a time, in every direction.
+#[test]
+fn wide_rows_come_in_small_batches() {
+    let long = "x".repeat(3 << 20);
+    let rows = (0..24).map(|time| Row {
+        a: text("host", time % 2),
+        b: None,
+        time,
+        float: None,
+        int: Some(time),
+        text: Some(format!("{time}{long}")),
+    });
+    let rows = Rows { rows: rows.collect(), columns: ALL };
+    let (bench, reader) = segment(&rows);
+    let limit = 2 * crate::storage::width::BATCH_BYTES;
+    let output = table(false).schema.arrow();
+    let mut found = 0;
+    for batch in reader.scan(&Scan::all(output.clone(), 8192)).unwrap() {
+        let batch = batch.unwrap();
+        assert!(crate::storage::memtable::batch_bytes(&batch) < limit);
+        found += batch.num_rows();
+    }
+    assert_eq!(found, 24);
+    let sources = (0..2).map(|_| {
+        let scan = reader.scan(&Scan::all(output.clone(), 8192)).unwrap();
+        Box::new(scan) as crate::storage::merge::SortedSource
+    });
+    let schema = Arc::new(table(false).schema);
+    let merged = crate::storage::merge::stream(sources.collect(), schema, output, false, 8192);
+    let mut found = 0;
+    for batch in merged {
+        let batch = batch.unwrap();
+        assert!(crate::storage::memtable::batch_bytes(&batch) < limit);
+        found += batch.num_rows();
+    }
+    assert_eq!(found, 48);
+    drop(bench);
+}

@@ -34,6 +34,7 @@ use crate::storage::segment::stats;
 use crate::storage::segment::store::{SegmentStore, Upload};
 use crate::storage::sort::{project, sort_windows};
 use crate::storage::version::Frozen;
+use crate::storage::width::{BATCH_BYTES, row_bytes};
 
 /// Rows that are gathered and encoded at a time.
 const WRITE_ROWS: usize = 16_384;
@@ -230,8 +231,10 @@ impl SegmentWriter {
             }
             Stage::Sampling(held) => {
                 held.push(batch);
-                let enough =
-                    self.encoding == Encoding::Cheap || self.facts.rows >= SAMPLE_ROWS as u64;
+                let rows: usize = held.iter().map(|batch| batch.num_rows()).sum();
+                let enough = self.encoding == Encoding::Cheap
+                    || rows >= SAMPLE_ROWS
+                    || rows * row_bytes(held.iter()) >= BATCH_BYTES;
                 if enough { self.start().map(|_| ()) } else { Ok(()) }
             }
         }
