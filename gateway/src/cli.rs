@@ -5,10 +5,13 @@
 //! the last `kymo start` or `kymo demo` on this machine left them ([`credentials`]).
 
 mod client;
-pub mod credentials;
+mod credentials;
+mod demo;
 mod ingest;
 mod query;
 mod repl;
+mod serve;
+mod start;
 mod status;
 mod stopwatch;
 mod table;
@@ -29,6 +32,10 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the server
+    Start(start::Arguments),
+    /// Run a server that watches this machine, with a table to play with
+    Demo(demo::Arguments),
     /// Run SQL and print the rows
     Query(query::Arguments),
     /// Type SQL, see rows
@@ -43,6 +50,8 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let outcome = match CommandLine::parse().command {
+        Command::Start(arguments) => start::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Query(arguments) => query::run(&arguments),
         Command::Repl(arguments) => repl::run(&arguments),
         Command::Ingest(arguments) => ingest::run(&arguments),

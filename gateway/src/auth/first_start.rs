@@ -59,6 +59,12 @@ pub fn administrator(
 }
 
 impl FirstStart {
+    /// The API token, where one was made: for the credentials file of the command line.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// The lines to print once, with commands ready to paste; empty where nothing was made
     /// that the operator does not know.
     #[must_use]

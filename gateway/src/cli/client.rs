@@ -105,11 +105,11 @@ impl Client {
         self.send(request)
     }
 
-    /// Runs SQL; all of its rows.
+    /// Runs SQL; all of what it came to.
     ///
     /// # Errors
     /// No connection, what the server says is wrong, or an answer that breaks off.
-    pub fn rows(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    pub fn run(&self, sql: &str) -> Result<Answer> {
         let mut bytes = Vec::new();
         self.query(sql, "arrow")?
             .read_to_end(&mut bytes)
@@ -204,22 +204,37 @@ pub fn refusal(status: StatusCode, body: &str) -> Error {
     }
 }
 
-/// Batches from Arrow IPC, as a stream or as a file.
-fn decode(bytes: &[u8]) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+/// What a statement came to.
+#[derive(Debug)]
+pub enum Answer {
+    /// Rows.
+    Rows(SchemaRef, Vec<RecordBatch>),
+    /// No rows: the command, and how many rows it wrote where that means something.
+    Done(String),
+}
+
+/// Batches from Arrow IPC, as a stream or as a file; JSON for statements without rows.
+fn decode(bytes: &[u8]) -> Result<Answer> {
     let broken = |error| Error::new(Code::Io, format!("the answer is not whole: {error}"));
-    if bytes.is_empty() {
-        return Ok((SchemaRef::new(arrow::datatypes::Schema::empty()), Vec::new()));
+    if bytes.starts_with(b"{") {
+        let json: Value = serde_json::from_slice(bytes)
+            .map_err(|error| Error::internal(format!("the answer is not JSON: {error}")))?;
+        let command = json["command"].as_str().unwrap_or("ok");
+        return Ok(Answer::Done(match json["rows"].as_u64() {
+            Some(rows) => format!("{command} {rows}"),
+            None => command.to_owned(),
+        }));
     }
     if bytes.starts_with(b"ARROW1") {
         let reader = FileReader::try_new(Cursor::new(bytes), None).map_err(broken)?;
         let schema = reader.schema();
         let batches = reader.collect::<Result<Vec<_>, _>>().map_err(broken)?;
-        return Ok((schema, batches));
+        return Ok(Answer::Rows(schema, batches));
     }
     let reader = StreamReader::try_new(Cursor::new(bytes), None).map_err(broken)?;
     let schema = reader.schema();
     let batches = reader.collect::<Result<Vec<_>, _>>().map_err(broken)?;
-    Ok((schema, batches))
+    Ok(Answer::Rows(schema, batches))
 }
 
 /// The address with a scheme and without a slash at its end.
@@ -249,6 +264,16 @@ mod tests {
         }
         assert_eq!(refusal(StatusCode::BAD_GATEWAY, "oops\n").message(), "oops");
         assert!(refusal(StatusCode::UNAUTHORIZED, "").hint().unwrap().contains("--token"));
+    }
+
+    #[test]
+    fn a_command_without_rows_is_told_by_its_name() {
+        let Answer::Done(text) = decode(br#"{"status":"ok","command":"INSERT","rows":3}"#).unwrap()
+        else {
+            panic!("rows");
+        };
+        assert_eq!(text, "INSERT 3");
+        assert!(decode(b"").is_err());
     }
 
     #[test]

@@ -18,7 +18,8 @@ use kymo_kernel::{Code, Error, Result};
 use super::client::{Client, Target};
 use super::stopwatch::Stopwatch;
 use super::{misuse, print};
-use sender::{Outcome, Sender};
+use sender::Outcome;
+pub use sender::{Batch, Places, Sender};
 
 /// Send a file of line protocol or CSV.
 #[derive(Debug, clap::Args)]

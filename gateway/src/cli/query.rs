@@ -58,10 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let sql = statement(arguments.sql.as_deref())?;
     let client = Client::find(&arguments.target)?;
     match arguments.format {
-        Format::Table => {
-            let (schema, batches) = client.rows(&sql)?;
-            print(&table::format(&schema, &batches)?)
-        }
+        Format::Table => print(&table::format(&client.run(&sql)?)?),
         format => {
             let binary = matches!(format, Format::Parquet | Format::Arrow);
             if binary && io::stdout().is_terminal() {

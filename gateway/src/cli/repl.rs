@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         session.timing = false;
         return session.script(io::stdin().lock());
     }
-    session.client.rows("SELECT 1")?;
+    session.client.run("SELECT 1")?;
     print(&format!("connected to {}; \\? for help\n", session.client.url()))?;
     let mut editor = Reedline::create().with_validator(Box::new(UntilSemicolon));
     if let Some(history) = history() {
@@ -140,10 +140,9 @@ impl Session {
 
     fn sql(&self, sql: &str) -> Result<()> {
         let watch = Stopwatch::start();
-        let (schema, batches) = self.client.rows(sql)?;
+        let answer = self.client.run(sql)?;
         let took = watch.elapsed();
-        let shown = table::format(&schema, &batches)?;
-        print(if shown.is_empty() { "ok\n" } else { &shown })?;
+        print(&table::format(&answer)?)?;
         if self.timing {
             print(&format!("{:.1} ms\n", took.as_secs_f64() * 1000.0))?;
         }

@@ -1,4 +1,4 @@
-//! Rows as a table for people.
+//! What a statement came to, for people.
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -6,14 +6,20 @@ use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 use kymo_kernel::{Error, Result};
 
-/// A table with a header, and the number of rows below it.
+use super::client::Answer;
+
+/// Rows as a table with a header and their number below; the command where there are none.
 ///
 /// # Errors
 /// A value cannot be shown.
-pub fn format(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<String> {
-    if schema.fields().is_empty() {
-        return Ok(String::new());
+pub fn format(answer: &Answer) -> Result<String> {
+    match answer {
+        Answer::Rows(schema, batches) => rows(schema, batches),
+        Answer::Done(command) => Ok(format!("{command}\n")),
     }
+}
+
+fn rows(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<String> {
     let options = FormatOptions::new().with_null("").with_display_error(true);
     let empty = [RecordBatch::new_empty(schema.clone())];
     let shown = if batches.is_empty() { &empty } else { batches };

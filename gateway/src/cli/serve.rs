@@ -1,0 +1,181 @@
+//! A server in this process, from settings to its last log line.
+//!
+//! Signals, phases and exit codes meet here. `SIGTERM` and `SIGINT` begin the ordered stop,
+//! a second one ends the process at once; a store that refuses to go on ends it with one
+//! line and a code that is not 0, and the next start recovers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kymo_actors::System;
+use kymo_config::Settings;
+use kymo_kernel::env::real;
+use kymo_kernel::message::Ddl;
+use kymo_kernel::observe::{self, Telemetry, TraceSettings};
+use kymo_kernel::pools::{PoolSizes, Pools};
+use kymo_kernel::schema::TableName;
+use kymo_kernel::{Code, Error, Result};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
+
+use super::credentials::{self, Login};
+use super::print;
+use crate::Serving;
+use crate::auth::{accounts, password};
+
+/// The exit code of a process that a second signal ended, as shells report it.
+const INTERRUPTED: i32 = 130;
+
+/// A server that listens.
+pub struct Running {
+    settings: Arc<Settings>,
+    pools: Pools,
+    system: System,
+    serving: Serving,
+    signals: Mutex<Signals>,
+    telemetry: Telemetry,
+}
+
+/// Starts everything and says where it listens.
+///
+/// # Errors
+/// What keeps the store from opening or the ports from being bound.
+pub fn start(settings: Settings) -> Result<Running> {
+    let settings = Arc::new(settings);
+    let telemetry = observe::init(&settings.observe, TraceSettings::from_env())?;
+    let pools = Pools::start(PoolSizes::of(&settings, PoolSizes::cores()))?;
+    let signals = pools.block_on(async { Signals::new() })??;
+    let system = System::boot(Arc::clone(&settings), real::env(), pools.clone())?;
+    let serving = pools.block_on(crate::serve(system.clone(), Arc::clone(&settings)))??;
+    let running =
+        Running { settings, pools, system, serving, signals: Mutex::new(signals), telemetry };
+    running.announce()?;
+    Ok(running)
+}
+
+impl Running {
+    /// Where it serves the PostgreSQL wire protocol, as clients on this machine reach it.
+    pub fn pg(&self) -> SocketAddr {
+        reachable(self.serving.pg_addr)
+    }
+
+    /// Where it serves HTTP, as clients on this machine reach it.
+    pub fn url(&self) -> String {
+        let scheme = if self.settings.server.tls_cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", reachable(self.serving.http_addr))
+    }
+
+    /// Whether a table exists.
+    pub fn has_table(&self, name: &TableName) -> bool {
+        self.system.catalog().table(name).is_some()
+    }
+
+    /// Gives an account a new password and a new token, and creates it where it is missing.
+    /// Nobody has to log in where auth is off.
+    ///
+    /// # Errors
+    /// The account cannot be stored.
+    pub fn account(&self, name: &str) -> Result<Login> {
+        if !self.settings.auth.enabled {
+            return Ok(Login::default());
+        }
+        let random = &*self.system.env().random;
+        let (password, token) = (password::generate(random), password::generate_token(random));
+        let user = accounts::make(name, &password, true, &[&token], random)?;
+        self.pools.block_on(self.system.ddl().call(Ddl::PutUser(user)))??;
+        Ok(Login { user: Some(name.to_owned()), password: Some(password), token: Some(token) })
+    }
+
+    /// Prints what the first start made, keeps it for `kymo query`, and prints the line that
+    /// says where the server listens.
+    fn announce(&self) -> Result<()> {
+        if let Some(first) = &self.serving.first_start {
+            let tls = self.settings.server.tls_cert.is_some();
+            print(&first.welcome(self.serving.http_addr, self.serving.pg_addr, tls))?;
+            let login = Login {
+                user: Some(first.user.name.clone()),
+                password: None,
+                token: first.token().map(str::to_owned),
+            };
+            // Convenience only: the lines above say the same.
+            if let Err(error) = credentials::remember(&self.url(), login) {
+                tracing::warn!(%error, "credentials are not kept for the command line");
+            }
+        }
+        let (http, pg) = (self.serving.http_addr, self.serving.pg_addr);
+        print(&format!("listening http={http} pg={pg}\n"))
+    }
+
+    /// Waits for a signal and stops in order, or for the store to refuse to go on.
+    ///
+    /// # Errors
+    /// Why the store refused, or which parts did not stop in time.
+    pub fn until_signal(&self) -> Result<()> {
+        let outcome = self.pools.block_on(async {
+            let mut signals = self.signals.lock().await;
+            tokio::select! {
+                name = signals.next() => {
+                    tracing::info!(signal = name, "stopping");
+                    tokio::select! {
+                        report = self.system.shutdown() => Ok(report),
+                        name = signals.next() => {
+                            tracing::warn!(signal = name, "second signal, ending at once");
+                            std::process::exit(INTERRUPTED);
+                        }
+                    }
+                }
+                reason = self.system.fatal() => Err(reason),
+            }
+        })?;
+        match outcome {
+            Ok(report) => {
+                self.telemetry.finish();
+                self.pools.stop();
+                if report.is_clean() {
+                    Ok(())
+                } else {
+                    Err(Error::new(Code::Deadline, "not everything stopped in time")
+                        .with_hint("the log names who was late; nothing acknowledged is lost"))
+                }
+            }
+            Err(reason) => {
+                // Whoever still runs must not be waited for: the durable path is gone.
+                Err(reason.context("the store refuses to go on"))
+            }
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The address to connect to: that of this machine where all are listened on.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    let local: std::net::IpAddr = match address {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(local, address.port())
+}
