@@ -164,7 +164,9 @@ impl Error {
     pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
         let full = matches!(
             source.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            std::io::ErrorKind::StorageFull
+                | std::io::ErrorKind::QuotaExceeded
+                | std::io::ErrorKind::FileTooLarge
         );
         let code = if full { Code::DiskFull } else { Code::Io };
         Error::new(code, format!("{what}: {source}")).with_source(source)
