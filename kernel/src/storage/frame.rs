@@ -386,7 +386,8 @@ impl FileReader {
         let end = offset + want as u64;
         let have = self.base + self.chunk.len() as u64;
         if offset < self.base || end > have {
-            let size = want.max(CHUNK);
+            let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let size = want.max(CHUNK.min(left));
             self.chunk.resize(size, 0);
             let count = self
                 .file
