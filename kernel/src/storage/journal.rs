@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::env::{DiskFile, Env};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq};
-use crate::observe::Trace;
+use crate::observe::{Trace, metrics};
 use crate::storage::frame::{FILE_HEADER, FRAME_HEADER, FileHeader, frame_header};
 use crate::storage::journal::files::{FileInfo, Files};
 use crate::storage::log::{Done, Durability, LogWriter, RecordGroup};
@@ -251,8 +251,9 @@ impl Shared {
         queue.waiting.push(Waiting { group, first, durability, done, trace });
         let was_idle = queue.waiting.len() == 1;
         // Counted under the lock, so that the thread never takes away what was not added.
-        self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         drop(queue);
+        metrics().journal.queued_bytes.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         if was_idle {
             self.wake.notify_one();
         }
@@ -320,7 +321,9 @@ impl Shared {
         }
         let bytes: usize = taken.iter().map(|each| each.group.bytes()).sum();
         self.commit(&mut core, taken);
-        self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+        let before = self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+        let left = before.saturating_sub(bytes as u64);
+        metrics().journal.queued_bytes.set(i64::try_from(left).unwrap_or(i64::MAX));
         Stepped::Worked
     }
 

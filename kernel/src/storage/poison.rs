@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::error::{Code, Error, Result};
+use crate::observe::metrics;
 
 type Listener = Box<dyn FnOnce(Error) + Send>;
 
@@ -39,6 +40,7 @@ impl Poison {
         if self.0.cause.set(cause.clone()).is_err() {
             return;
         }
+        metrics().journal.poisoned.set(1);
         tracing::error!(
             code = cause.code().as_str(),
             error = %cause,

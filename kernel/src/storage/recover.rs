@@ -226,7 +226,7 @@ impl<'a> Replay<'a> {
         for group in log.read(PartitionId::ONLY, Position::default())? {
             for (position, record) in group? {
                 self.apply(position, &record)?;
-                if self.done.records % REPORT_EVERY == 0 {
+                if self.done.records.is_multiple_of(REPORT_EVERY) {
                     progress(self.done);
                 }
             }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::ids::{Position, TableId};
+use crate::observe::metrics;
 
 /// A log file and the last position of each table in it.
 #[derive(Debug, Clone)]
@@ -45,7 +46,9 @@ pub struct Files(Mutex<Vec<FileInfo>>);
 impl Files {
     /// Adds a file that nobody writes to any more.
     pub fn seal(&self, info: FileInfo) {
-        self.0.lock().push(info);
+        let mut files = self.0.lock();
+        files.push(info);
+        report(files.len());
     }
 
     /// All of them, oldest first.
@@ -81,11 +84,20 @@ impl Files {
             remove(env, &oldest).map_err(|error| {
                 Error::io(format_args!("remove log file {}", oldest.path.display()), error)
             })?;
-            self.0.lock().retain(|info| info.number != oldest.number);
+            let mut files = self.0.lock();
+            files.retain(|info| info.number != oldest.number);
+            report(files.len());
+            drop(files);
             tracing::debug!(file = %oldest.path.display(), "log file removed");
             removed += 1;
         }
     }
+}
+
+/// Files on disk, the one being written included.
+fn report(sealed: usize) {
+    let files = i64::try_from(sealed).unwrap_or(i64::MAX);
+    metrics().journal.files.set(files.saturating_add(1));
 }
 
 fn remove(env: &Env, info: &FileInfo) -> std::io::Result<()> {

@@ -1,0 +1,348 @@
+//! The store as a whole, one promise a test: the lock, the full disk, the memory bound of the
+//! replay, trimming, what is collected and when, damage that is named.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, TimestampNanosecondArray};
+use arrow::datatypes::{Int32Type, Schema};
+use kymo_config::Settings;
+use kymo_kernel::env::sim::{Fault, Operation, Sim};
+use kymo_kernel::ids::{ColumnId, Position, TableId};
+use kymo_kernel::message::Durability;
+use kymo_kernel::schema::{
+    Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
+};
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::log::{Record, RecordGroup};
+use kymo_kernel::storage::meta::Op;
+use kymo_kernel::storage::version::TableState;
+use kymo_kernel::{Code, Result};
+
+const ROOT: &str = "/store";
+
+struct Table {
+    store: Arc<Store>,
+    def: Arc<TableDef>,
+    state: TableState,
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.journal.file_bytes = 4096;
+    settings.compaction.grace_ms = 1000;
+    settings
+}
+
+fn open(sim: &Sim, settings: &Settings) -> Result<Arc<Store>> {
+    Store::open_stepped(sim.env(), PathBuf::from(ROOT), settings)
+}
+
+fn definition(id: TableId, name: &str) -> TableDef {
+    let column = |id, name: &str, kind, field_type| Column {
+        id: ColumnId(id),
+        name: name.to_owned(),
+        kind,
+        field_type,
+    };
+    let columns = vec![
+        column(1, "host", ColumnKind::Tag, FieldType::Text),
+        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
+        column(3, "value", ColumnKind::Field, FieldType::Int64),
+    ];
+    TableDef {
+        id,
+        name: TableName::new("kymo", name),
+        schema: TableSchema { version: 1, columns },
+        options: TableOptions::default(),
+    }
+}
+
+fn rows(def: &TableDef, first: i64, count: i64) -> RecordBatch {
+    let hosts: DictionaryArray<Int32Type> = (0..count).map(|_| "a").collect();
+    let times = TimestampNanosecondArray::from_iter_values(first..first + count);
+    let values: Int64Array = (first..first + count).map(Some).collect();
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(hosts), Arc::new(times.with_timezone("+00:00")), Arc::new(values)];
+    let fields: Vec<_> = def.schema.columns.iter().map(Column::arrow).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+impl Table {
+    fn create(store: &Arc<Store>, name: &str) -> Table {
+        let def = definition(store.catalog().next_table, name);
+        store.commit(vec![Op::PutTable { def: def.clone() }]).unwrap();
+        let state = store.claim(def.id).unwrap();
+        Table { store: store.clone(), def: Arc::new(def), state }
+    }
+
+    fn append(&mut self, first: i64, count: i64) -> Result<Position> {
+        let batch = rows(&self.def, first, count);
+        let record = Record::encode(self.def.id, 1, &batch)?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let done = move |outcome| sender.send(outcome).unwrap();
+        self.store.log().append(RecordGroup::of(record), Durability::EveryWrite, Box::new(done));
+        self.store.step();
+        let position = receiver.recv().unwrap()?;
+        self.state.apply(position, batch)?;
+        Ok(position)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let frozen = self.state.freeze().unwrap();
+        let segments = self.store.write_frozen(&self.def, &frozen)?;
+        self.store.commit(vec![Op::AddSegments {
+            table: self.def.id,
+            segments: segments.clone(),
+            flushed_upto: frozen.span.last,
+        }])?;
+        self.state.flushed(&frozen, segments.into_iter().map(Arc::new))
+    }
+}
+
+fn stored_rows(store: &Store, name: &str) -> u64 {
+    let catalog = store.catalog();
+    let id = catalog.table(&TableName::new("kymo", name)).unwrap().def.id;
+    store.table(id).unwrap().load().stored_rows()
+}
+
+#[test]
+fn a_second_process_is_refused_with_the_way_out() {
+    let sim = Sim::new(1);
+    let first = open(&sim, &settings()).unwrap();
+    let refused = open(&sim, &settings()).map(|_| ()).unwrap_err();
+    assert_eq!(refused.code(), Code::Locked);
+    assert!(refused.message().contains(ROOT) && refused.hint().is_some(), "{refused:?}");
+    drop(first);
+    open(&sim, &settings()).unwrap();
+}
+
+#[test]
+fn a_real_folder_opens_writes_and_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = kymo_kernel::env::real::env();
+    let root = dir.path().join("data");
+    {
+        let store = Store::open(env.clone(), root.clone(), &settings(), &mut |_| {}).unwrap();
+        let mut table = Table::create(&store, "cpu");
+        table.append(0, 100).unwrap();
+        table.append(100, 10).unwrap();
+        table.flush().unwrap();
+        table.append(200, 5).unwrap();
+        let refused = Store::open(env.clone(), root.clone(), &settings(), &mut |_| {});
+        assert_eq!(refused.map(|_| ()).unwrap_err().code(), Code::Locked);
+        store.close();
+    }
+    let store = Store::open(env, root, &settings(), &mut |_| {}).unwrap();
+    assert_eq!(stored_rows(&store, "cpu"), 115);
+    assert_eq!(store.epoch().0, 2);
+}
+
+#[test]
+fn a_full_disk_stops_the_store_and_loses_nothing_acknowledged() {
+    let sim = Sim::new(2);
+    let store = open(&sim, &settings()).unwrap();
+    let mut table = Table::create(&store, "cpu");
+    table.append(0, 10).unwrap();
+    sim.disk.set_capacity(Some(sim.disk.used() + 2000));
+    let mut acknowledged = 10;
+    let error = loop {
+        match table.append(acknowledged, 10) {
+            Ok(_) => acknowledged += 10,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::DiskFull);
+    assert!(error.hint().unwrap().contains("make room"), "{error:?}");
+    let later = table.append(acknowledged, 10).unwrap_err();
+    assert_eq!(later.code(), Code::Poisoned);
+    assert_eq!(store.commit(Vec::new()).unwrap_err().code(), Code::Poisoned);
+    assert_eq!(store.poisoned().unwrap().code(), Code::DiskFull);
+    drop((store, table));
+    sim.disk.set_capacity(None);
+    sim.disk.crash(2);
+    let store = open(&sim, &settings()).unwrap();
+    let stored = stored_rows(&store, "cpu");
+    assert!(stored == acknowledged as u64 || stored == acknowledged as u64 + 10, "{stored}");
+}
+
+#[test]
+fn replay_stays_within_its_memory_bound() {
+    let sim = Sim::new(3);
+    let store = open(&sim, &settings()).unwrap();
+    let mut tables = [Table::create(&store, "a"), Table::create(&store, "b")];
+    for at in 0..100 {
+        tables[at as usize % 2].append(at * 100, 100).unwrap();
+    }
+    let held: usize = tables.iter().map(|table| table.state.memory_bytes()).sum();
+    drop((store, tables));
+    let mut bounded = settings();
+    bounded.journal.replay_bytes = 20_000;
+    assert!(held > 5 * 20_000, "{held}");
+    let store = open(&sim, &bounded).unwrap();
+    let kept: usize =
+        store.recovered().iter().map(|def| store.claim(def.id).unwrap().memory_bytes()).sum();
+    assert!(kept <= 20_000, "{kept}");
+    assert!(store.stats().segments > 5);
+    assert_eq!(stored_rows(&store, "a") + stored_rows(&store, "b"), 10_000);
+}
+
+#[test]
+fn log_files_go_when_every_table_in_them_is_flushed() {
+    let sim = Sim::new(4);
+    let store = open(&sim, &settings()).unwrap();
+    let (mut a, mut b) = (Table::create(&store, "a"), Table::create(&store, "b"));
+    for at in 0..40 {
+        a.append(at * 10, 10).unwrap();
+        b.append(at * 10, 10).unwrap();
+    }
+    let before = store.stats().log_files;
+    assert!(before > 3);
+    a.flush().unwrap();
+    assert_eq!(store.stats().log_files, before, "b still needs them");
+    assert_eq!(store.log_pins(0), [b.def.id]);
+    b.flush().unwrap();
+    assert_eq!(store.stats().log_files, 0);
+    assert!(store.log_pins(0).is_empty());
+    drop((store, a, b));
+    sim.disk.crash(4);
+    let store = open(&sim, &settings()).unwrap();
+    assert_eq!(stored_rows(&store, "a") + stored_rows(&store, "b"), 800);
+}
+
+fn segments(sim: &Sim) -> Vec<PathBuf> {
+    let data = Path::new(ROOT).join("data");
+    sim.disk.files().into_iter().filter(|path| path.starts_with(&data)).collect()
+}
+
+#[test]
+fn files_go_after_their_readers_and_the_grace_period() {
+    let sim = Sim::new(5);
+    let store = open(&sim, &settings()).unwrap();
+    let mut table = Table::create(&store, "cpu");
+    table.append(0, 10).unwrap();
+    table.flush().unwrap();
+    let reader = store.table(table.def.id).unwrap().load();
+    store.commit(vec![Op::DropTable { table: table.def.id }]).unwrap();
+    table.state.retire();
+    drop(table);
+    sim.clock.advance(Duration::from_secs(10));
+    assert_eq!(store.collect_garbage().unwrap(), 0, "a reader has it");
+    drop(reader);
+    assert_eq!(store.collect_garbage().unwrap(), 0, "the grace period begins");
+    assert_eq!(segments(&sim).len(), 1);
+    sim.clock.advance(Duration::from_secs(2));
+    assert_eq!(store.collect_garbage().unwrap(), 1);
+    assert!(segments(&sim).is_empty());
+}
+
+#[test]
+fn what_a_flush_left_behind_is_removed_at_the_next_start() {
+    let sim = Sim::new(6);
+    let store = open(&sim, &settings()).unwrap();
+    let mut table = Table::create(&store, "cpu");
+    table.append(0, 10).unwrap();
+    let frozen = table.state.freeze().unwrap();
+    store.write_frozen(&table.def, &frozen).unwrap();
+    sim.disk.fail_after(Operation::Sync, 0, Fault::Eio);
+    assert!(store.write_frozen(&table.def, &frozen).is_err());
+    assert!(!segments(&sim).is_empty());
+    drop((store, table, frozen));
+    let store = open(&sim, &settings()).unwrap();
+    assert!(segments(&sim).is_empty(), "{:?}", segments(&sim));
+    assert_eq!(stored_rows(&store, "cpu"), 10);
+}
+
+#[test]
+fn damaged_metadata_is_named() {
+    let sim = Sim::new(7);
+    let store = open(&sim, &settings()).unwrap();
+    for name in ["a", "b", "c"] {
+        Table::create(&store, name);
+    }
+    drop(store);
+    let log = Path::new(ROOT).join("meta/log");
+    let edit = sim.disk.files().into_iter().filter(|path| path.starts_with(&log)).nth(1).unwrap();
+    sim.disk.flip_bit(&edit, 40, 3).unwrap();
+    let error = open(&sim, &settings()).map(|_| ()).unwrap_err();
+    assert_eq!(error.code(), Code::Corrupt);
+    assert!(error.message().contains(&edit.display().to_string()), "{error}");
+}
+
+#[test]
+fn checkpoints_replace_the_edits_before_them() {
+    let sim = Sim::new(8);
+    let store = open(&sim, &settings()).unwrap();
+    for at in 0..50 {
+        store.commit(vec![Op::CreateDatabase { name: format!("d{at}") }]).unwrap();
+    }
+    let catalog = store.catalog();
+    let edits = Path::new(ROOT).join("meta/log");
+    let kept = sim.disk.files().iter().filter(|path| path.starts_with(&edits)).count();
+    assert!(kept < 20, "{kept}");
+    drop(store);
+    sim.disk.crash(8);
+    let store = open(&sim, &settings()).unwrap();
+    assert_eq!(store.catalog().databases, catalog.databases);
+    assert!(store.catalog().version > catalog.version);
+}
+
+#[test]
+fn an_edit_that_does_not_fit_leaves_the_others_alone() {
+    let sim = Sim::new(9);
+    let store = open(&sim, &settings()).unwrap();
+    let table = Table::create(&store, "cpu");
+    let again = definition(store.catalog().next_table, "cpu");
+    let refused = store.commit(vec![Op::PutTable { def: again }]).unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    let halves =
+        vec![Op::CreateDatabase { name: "new".to_owned() }, Op::DropTable { table: TableId(99) }];
+    assert_eq!(store.commit(halves).unwrap_err().code(), Code::TableNotFound);
+    assert!(!store.catalog().databases.contains("new"));
+    let skipped = definition(table.def.id, "cpu");
+    let stale = store.commit(vec![Op::PutTable { def: skipped }]).unwrap_err();
+    assert_eq!(stale.code(), Code::Conflict);
+    assert!(store.poisoned().is_none());
+    assert_eq!(store.claim(table.def.id).unwrap_err().code(), Code::Conflict);
+}
+
+/// Writers on real threads against the real thread of the journal: every acknowledged row is
+/// there after a reopen, once, and the metadata committer groups edits of many callers.
+#[test]
+fn threads_share_the_journal_and_the_committer() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = kymo_kernel::env::real::env();
+    let root = dir.path().to_owned();
+    let store = Store::open(env.clone(), root.clone(), &settings(), &mut |_| {}).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                let name = format!("t{writer}");
+                let def = loop {
+                    // Two may propose the same id; one is refused and takes the next.
+                    let def = definition(store.catalog().next_table, &name);
+                    if store.commit(vec![Op::PutTable { def: def.clone() }]).is_ok() {
+                        break def;
+                    }
+                };
+                let state = store.claim(def.id).unwrap();
+                let mut table = Table { store: store.clone(), def: Arc::new(def), state };
+                for at in 0..50 {
+                    table.append(at * 10, 10).unwrap();
+                    if at % 20 == 19 {
+                        table.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(store.stats().log_groups, 200);
+    store.close();
+    drop(store);
+    let store = Store::open(env, root, &settings(), &mut |_| {}).unwrap();
+    for writer in 0..4 {
+        assert_eq!(stored_rows(&store, &format!("t{writer}")), 500);
+    }
+}
