@@ -303,12 +303,9 @@ impl Shared {
                 Stepped::SyncIn(delay) => {
                     self.wake.wait_for(&mut queue, delay);
                 }
-                Stepped::Idle | Stepped::Worked => {
-                    let due = self.core.lock().unsynced_since.is_some();
-                    if !due {
-                        self.wake.wait(&mut queue);
-                    }
-                }
+                Stepped::Idle => self.wake.wait(&mut queue),
+                // Another round tells whether an fsync is due.
+                Stepped::Worked => {}
             }
         }
     }
