@@ -1,5 +1,6 @@
 //! The store as a whole, one promise a test: the lock, the full disk, the memory bound of the
 //! replay, trimming, what is collected and when, damage that is named.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -12,7 +12,8 @@ mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use model::{Run, Violation};
+use model::{Coverage, Run, Violation};
+use parking_lot::Mutex;
 
 const SEEDS: u64 = 500;
 const THREADS: usize = 2;
@@ -33,6 +34,7 @@ fn the_store_agrees_with_the_model_after_every_crash() {
     }
     let seeds = from_environment("KYMO_SEEDS").unwrap_or(SEEDS);
     let next = AtomicU64::new(0);
+    let coverage = Mutex::new(Coverage::default());
     let violations: Vec<(u64, Violation)> = std::thread::scope(|scope| {
         let work = || {
             let mut found = Vec::new();
@@ -41,7 +43,9 @@ fn the_store_agrees_with_the_model_after_every_crash() {
                 if seed >= seeds || !found.is_empty() {
                     return found;
                 }
-                let outcome = Run::new(seed, false).all();
+                let mut run = Run::new(seed, false);
+                let outcome = run.all();
+                *coverage.lock() += run.coverage;
                 found.extend(outcome.err().map(|violation| (seed, violation)));
             }
         };
@@ -52,6 +56,10 @@ fn the_store_agrees_with_the_model_after_every_crash() {
         eprintln!("seed {seed} fails, replay it with KYMO_SEED={seed}: {violation}");
     }
     assert!(violations.is_empty());
+    let seen = coverage.into_inner();
+    println!("{seeds} seeds: {seen:?}");
+    let enough = [seen.flushes, seen.merges, seen.poisons, seen.survivors, seen.lost];
+    assert!(seeds < 100 || enough.iter().all(|count| *count > 50), "too little met: {seen:?}");
 }
 
 /// The model must be able to fail: on a disk whose fsync does nothing, it does.

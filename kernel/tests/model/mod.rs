@@ -73,8 +73,33 @@ struct Write {
 
 type Answers = Arc<Mutex<Vec<(usize, Durability, Result<Position>)>>>;
 
+/// What runs came across, so that a model that tests nothing is noticed.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Coverage {
+    pub acknowledged: usize,
+    pub flushes: usize,
+    pub merges: usize,
+    pub poisons: usize,
+    pub recoveries: usize,
+    pub survivors: usize,
+    pub lost: usize,
+}
+
+impl std::ops::AddAssign for Coverage {
+    fn add_assign(&mut self, other: Coverage) {
+        self.acknowledged += other.acknowledged;
+        self.flushes += other.flushes;
+        self.merges += other.merges;
+        self.poisons += other.poisons;
+        self.recoveries += other.recoveries;
+        self.survivors += other.survivors;
+        self.lost += other.lost;
+    }
+}
+
 /// The state of a run.
 pub struct Run {
+    pub coverage: Coverage,
     seed: u64,
     dice: Dice,
     sim: Sim,
@@ -109,6 +134,7 @@ impl Run {
         settings.compaction.grace_ms = 1000;
         settings.compaction.min_segments = 2;
         Run {
+            coverage: Coverage::default(),
             seed,
             dice,
             sim,
@@ -148,6 +174,7 @@ impl Run {
 
     fn one(&mut self) -> Result<(), Violation> {
         if self.store().poisoned().is_some() {
+            self.coverage.poisons += 1;
             self.after_poison()?;
             return self.crash_or_kill();
         }
@@ -171,7 +198,10 @@ impl Run {
     }
 
     fn store(&self) -> Arc<Store> {
-        self.store.clone().unwrap()
+        match &self.store {
+            Some(store) => store.clone(),
+            None => unreachable!("a run begins by opening the store"),
+        }
     }
 
     /// A metadata edit; after a failure nobody knows whether it counts.
@@ -329,6 +359,7 @@ impl Run {
             return broken(format!("write {index} was acknowledged after a later one"));
         }
         self.writes[index].acked = true;
+        self.coverage.acknowledged += 1;
         if durability == Durability::EveryWrite {
             // One log: what is before it is as durable.
             self.writes[..=index].iter_mut().for_each(|write| write.safe = true);
@@ -363,6 +394,7 @@ impl Run {
         {
             return broken(format!("flushed: {error}"));
         }
+        self.coverage.flushes += 1;
         Ok(())
     }
 
@@ -398,6 +430,7 @@ impl Run {
         {
             return broken(format!("replaced: {error}"));
         }
+        self.coverage.merges += 1;
         Ok(())
     }
 
@@ -590,6 +623,9 @@ impl Run {
             ));
         };
         self.say(|| format!("recovered up to #{upto} of {}", self.writes.len()));
+        self.coverage.recoveries += 1;
+        self.coverage.survivors += upto - first;
+        self.coverage.lost += self.writes.len() - upto;
         let mut index = 0;
         self.writes.retain_mut(|write| {
             let kept = write.safe || index < upto;
