@@ -77,11 +77,6 @@ impl System {
         gauges.segment_bytes.set(signed(bytes));
         gauges.tables.set(signed(catalog.tables.len() as u64));
         gauges.metadata_version.set(signed(catalog.version.0));
-        let stats = self.0.engine.store().stats();
-        let journal = &observe::metrics().journal;
-        journal.files.set(signed(stats.log_files as u64));
-        journal.queued_bytes.set(signed(stats.queued_bytes));
-        journal.poisoned.set(i64::from(self.poisoned().is_some()));
         observe::text(&self.0.supervisor.ports())
     }
 }
