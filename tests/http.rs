@@ -101,8 +101,10 @@ async fn bad_bodies_are_refused_with_their_place_and_the_server_lives() {
     let bomb = gzip(&vec![b'#'; 50 << 20]);
     assert!(bomb.len() < 100_000);
     assert_eq!(gzipped(bomb).await.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
-    let large = post(&server, path, "m v=1 1\n".repeat(20_000)).await;
-    assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let large = "m v=1 1\n".repeat(500_000);
+    assert_eq!(post(&server, path, large.clone()).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let elsewhere = post(&server, "/write?db=nowhere", large).await;
+    assert_eq!(elsewhere.status, StatusCode::NOT_FOUND, "also where the body is not read");
 
     for (body, line, reason) in [
         (&b"m v=1 1\nm\xff v=1 1"[..], 2, "invalid UTF-8"),
@@ -358,7 +360,7 @@ async fn all_formats_hold_the_same_rows() {
 #[tokio::test]
 async fn pressure_is_answered_with_503_and_keeps_what_was_accepted() {
     let options =
-        Options::new().setting("ingest.queue_bytes", 400_000).setting("ingest.queue_timeout_ms", 1);
+        Options::new().setting("ingest.queue_bytes", 40_000).setting("ingest.queue_timeout_ms", 1);
     let server = Arc::new(Server::start(options));
     server.write("p,w=x v=1 1").await;
     let mut tasks = tokio::task::JoinSet::new();

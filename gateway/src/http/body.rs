@@ -1,18 +1,26 @@
 //! Reading a body: within a size, within a time, inflated on the way.
 //!
 //! The limit counts bytes after inflation, while they come out of the decompressor: a small
-//! body that would grow beyond it is refused as soon as it does.
+//! body that would grow beyond it is refused as soon as it does. What a handler leaves unread
+//! is read to its end before the answer goes out ([`lend_body`]): a socket closed over unread
+//! bytes is reset, and the client would see that instead of the answer.
 
 use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, SizeHint};
 use kymo_kernel::{Code, Error, Result};
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::limits::Turns;
@@ -85,6 +93,60 @@ async fn drain(
         }
     }
     Ok(turn)
+}
+
+/// How much of a body is read only to be thrown away.
+const LEFTOVER_BYTES: usize = 64 << 20;
+/// How long the next piece of such a body is waited for.
+const LEFTOVER_WAIT: Duration = Duration::from_millis(250);
+
+/// A body that a handler may leave half-read.
+struct Lent(Arc<Mutex<Body>>);
+
+/// What a handler left of a body.
+pub struct Leftover(Arc<Mutex<Body>>);
+
+/// Gives a request's body to its handler without giving it away.
+#[must_use]
+pub fn lend_body(request: Request) -> (Request, Leftover) {
+    let (parts, body) = request.into_parts();
+    let body = Arc::new(Mutex::new(body));
+    let lent = Body::new(Lent(Arc::clone(&body)));
+    (Request::from_parts(parts, lent), Leftover(body))
+}
+
+impl hyper::body::Body for Lent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *self.0.lock()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().size_hint()
+    }
+}
+
+impl Leftover {
+    /// Reads what is left, within a bound, and throws it away.
+    pub async fn read_to_end(self) {
+        let mut bytes = 0;
+        while bytes < LEFTOVER_BYTES && !self.0.lock().is_end_stream() {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut *self.0.lock()).poll_frame(cx));
+            match tokio::time::timeout(LEFTOVER_WAIT, next).await {
+                Ok(Some(Ok(frame))) => bytes += frame.data_ref().map_or(0, Bytes::len),
+                _ => return,
+            }
+        }
+    }
 }
 
 enum Sink {

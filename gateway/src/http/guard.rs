@@ -13,6 +13,7 @@ use kymo_kernel::{Code, Error, Result};
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::body::lend_body;
 use super::parameters::Parameters;
 use super::respond::Api;
 use super::{App, admin};
@@ -51,6 +52,7 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
     }
     let timer = admin::Timer::start(route);
     let api = Api::of(request.uri().path());
+    let (request, rest) = lend_body(request);
     let handled = AssertUnwindSafe(admit(app, api, request, next)).catch_unwind();
     let mut response = match handled.instrument(span.clone()).await {
         Ok(response) => response,
@@ -61,6 +63,7 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
     };
     span.record("http.response.status_code", response.status().as_u16());
     timer.stop(response.status());
+    rest.read_to_end().await;
     decorate(response.headers_mut(), id);
     response
 }
