@@ -16,32 +16,33 @@ use crate::error::{Error, Result};
 use crate::ids::TimeRange;
 use crate::schema::TableSchema;
 use crate::storage::interner::{TagArray, as_tag, tag_values};
+use crate::storage::memtable::union;
 
-/// How many series are followed by default; beyond it, all are forgotten at once and only
-/// rows newer than the newest of all count as being in order.
+/// How many series are followed by default; beyond it, all are forgotten at once and every
+/// row within the times seen so far counts as late.
 pub const DEFAULT_SERIES: usize = 2 << 20;
 
 /// The newest time per series of one table.
 #[derive(Debug)]
 pub struct LastTimes {
     newest: HashMap<u64, i64, FixedState>,
-    /// The newest time that an unknown series may have; `i64::MIN` where there is nothing.
-    floor: i64,
-    /// The newest time of all.
-    high: i64,
+    /// The times of rows whose series are not known; ascending, apart from each other.
+    taken: Vec<TimeRange>,
+    /// The times seen so far.
+    seen: Option<TimeRange>,
     limit: usize,
     hashes: Vec<u64>,
 }
 
 impl LastTimes {
-    /// For a table whose stored rows are not newer than `floor` (`i64::MIN` where it is
-    /// empty), following at most `limit` series.
+    /// For a table whose stored rows lie within the times `taken`, following at most `limit`
+    /// series.
     #[must_use]
-    pub fn new(floor: i64, limit: usize) -> Self {
+    pub fn new(taken: impl IntoIterator<Item = TimeRange>, limit: usize) -> Self {
         LastTimes {
             newest: HashMap::default(),
-            floor,
-            high: floor,
+            taken: join(taken.into_iter().collect()),
+            seen: None,
             limit: limit.max(1),
             hashes: Vec::new(),
         }
@@ -68,17 +69,20 @@ impl LastTimes {
             }
         }
         self.hashes = hashes;
+        let span = times.iter().min().zip(times.iter().max());
+        let span = span.map(|(first, last)| TimeRange { first: *first, last: *last });
+        self.seen = union(self.seen, span);
         if self.newest.len() > self.limit {
             self.newest = HashMap::default();
-            self.floor = self.high;
+            self.taken.extend(self.seen);
+            self.taken = join(std::mem::take(&mut self.taken));
         }
         Ok(late)
     }
 
-    /// Whether `time` is newer than all of its series.
+    /// Whether `time` is newer than all of its series, and no row of an unknown one has it.
     fn advance(&mut self, series: u64, time: i64) -> bool {
-        self.high = self.high.max(time);
-        match self.newest.entry(series) {
+        let newer = match self.newest.entry(series) {
             Entry::Occupied(mut newest) => {
                 let newer = time > *newest.get();
                 if newer {
@@ -87,11 +91,35 @@ impl LastTimes {
                 newer
             }
             Entry::Vacant(place) => {
-                place.insert(time.max(self.floor));
-                self.floor == i64::MIN || time > self.floor
+                place.insert(time);
+                true
             }
+        };
+        newer && !self.is_taken(time)
+    }
+
+    fn is_taken(&self, time: i64) -> bool {
+        let Some(last) = self.taken.last() else { return false };
+        // Nearly all rows are newer than everything.
+        if time > last.last {
+            return false;
+        }
+        let after = self.taken.partition_point(|range| range.last < time);
+        self.taken.get(after).is_some_and(|range| range.first <= time)
+    }
+}
+
+/// The same times as few ranges, ascending.
+fn join(mut ranges: Vec<TimeRange>) -> Vec<TimeRange> {
+    ranges.sort_unstable_by_key(|range| range.first);
+    let mut joined: Vec<TimeRange> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.overlaps(&range) => *last = last.union(&range),
+            _ => joined.push(range),
         }
     }
+    joined
 }
 
 /// The times of a batch.
@@ -167,7 +195,7 @@ fn hash_value(values: &StringArray, code: usize, seed: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
@@ -193,7 +221,7 @@ mod tests {
     #[test]
     fn series_are_followed_apart() {
         let schema = table(false).schema;
-        let mut last = LastTimes::new(i64::MIN, 100);
+        let mut last = LastTimes::new([], 100);
         assert_eq!(last.observe(&schema, &rows_at("x", &[1, 2, 9])).unwrap(), None);
         assert_eq!(last.observe(&schema, &rows_at("y", &[1, 2])).unwrap(), None);
         assert_eq!(last.observe(&schema, &rows_at("x", &[9, 4, 10])).unwrap(), range(4, 9));
@@ -201,18 +229,21 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_series_is_late_up_to_the_floor() {
+    fn a_row_is_late_where_unknown_rows_lie() {
         let schema = table(false).schema;
-        let mut last = LastTimes::new(5, 100);
-        assert_eq!(last.observe(&schema, &rows_at("x", &[5])).unwrap(), range(5, 5));
-        assert_eq!(last.observe(&schema, &rows_at("y", &[6])).unwrap(), None);
-        assert_eq!(last.observe(&schema, &rows_at("z", &[1, 3])).unwrap(), range(1, 3));
+        let stored = [(0, 5), (4, 8), (1000, 1000)].map(|(a, b)| range(a, b).unwrap());
+        let mut last = LastTimes::new(stored, 100);
+        assert_eq!(last.observe(&schema, &rows_at("x", &[5, 8])).unwrap(), range(5, 8));
+        assert_eq!(last.observe(&schema, &rows_at("x", &[9])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("y", &[-1])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("y", &[999])).unwrap(), None);
+        assert_eq!(last.observe(&schema, &rows_at("y", &[1000, 1001])).unwrap(), range(1000, 1000));
     }
 
     #[test]
     fn too_many_series_only_make_more_rows_late() {
         let schema = table(false).schema;
-        let mut last = LastTimes::new(i64::MIN, 2);
+        let mut last = LastTimes::new([], 2);
         for series in ["x", "y", "z"] {
             assert_eq!(last.observe(&schema, &rows_at(series, &[7])).unwrap(), None);
         }
@@ -228,17 +259,14 @@ mod tests {
             limit in 1..6usize,
         ) {
             let schema = table(false).schema;
-            let mut last = LastTimes::new(i64::MIN, limit);
-            let mut newest: BTreeMap<(Option<String>, Option<String>), i64> = BTreeMap::new();
+            let mut last = LastTimes::new([], limit);
+            let mut known: BTreeSet<(Option<String>, Option<String>, i64)> = BTreeSet::new();
             for write in &writes {
                 let late = last.observe(&schema, &write.batch()).unwrap();
                 for row in write.seen() {
-                    let known = newest.entry((row.a, row.b)).or_insert(i64::MIN);
-                    if row.time <= *known {
-                        let here = TimeRange { first: row.time, last: row.time };
-                        prop_assert!(late.is_some_and(|late| late.overlaps(&here)));
-                    }
-                    *known = row.time.max(*known);
+                    let here = TimeRange { first: row.time, last: row.time };
+                    let new = known.insert(row.key());
+                    prop_assert!(new || late.is_some_and(|late| late.overlaps(&here)));
                 }
             }
         }

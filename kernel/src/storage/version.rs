@@ -231,7 +231,7 @@ impl TableState {
         let segments = in_order(
             segments.into_iter().map(|meta| Arc::new(SegmentRef::new(meta, files.clone()))),
         );
-        let floor = segments.iter().map(|segment| segment.meta().time.last).max();
+        let taken: Vec<TimeRange> = segments.iter().map(|each| each.meta().time).collect();
         let frozen: Arc<[Arc<Frozen>]> = Arc::default();
         let version = Version {
             table: table.clone(),
@@ -247,7 +247,7 @@ impl TableState {
             segments,
             frozen,
             hot: MemTable::default(),
-            last_times: LastTimes::new(floor.unwrap_or(i64::MIN), DEFAULT_SERIES),
+            last_times: LastTimes::new(taken, DEFAULT_SERIES),
             watermark,
         }
     }
