@@ -149,10 +149,13 @@ mod tests {
 
     fn meter(memory: &Arc<Memory>, table: u64, log: &Arc<Mutex<Vec<u64>>>) -> Meter {
         let log = log.clone();
-        memory.register(TableId(table), Box::new(move || {
-            log.lock().push(table);
-            true
-        }))
+        memory.register(
+            TableId(table),
+            Box::new(move || {
+                log.lock().push(table);
+                true
+            }),
+        )
     }
 
     #[test]
@@ -179,10 +182,8 @@ mod tests {
         let memory = Memory::new(100, 200);
         let asked = Arc::new(AtomicU64::new(0));
         let count = asked.clone();
-        let table = memory.register(
-            TableId(1),
-            Box::new(move || count.fetch_add(1, Ordering::Relaxed) > 0),
-        );
+        let table = memory
+            .register(TableId(1), Box::new(move || count.fetch_add(1, Ordering::Relaxed) > 0));
         for bytes in [100, 101, 102] {
             table.set(bytes, 0);
         }

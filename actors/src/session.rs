@@ -154,7 +154,22 @@ impl Session {
     ) -> Result<Arc<Prepared>> {
         let shape = self.describe.call(Describe { statement: statement.clone() }).await?;
         let session = self.context();
-        let prepared = self.ports.prepare.call(Prepare { statement, types, session }).await;
+        // The parameters of a cursor are those of its query.
+        let inner = match command(&statement) {
+            Ok(Command::Cursor(CursorCommand::Declare { query, .. })) => Some(query.clone()),
+            _ => None,
+        };
+        let planned = inner.clone().unwrap_or_else(|| statement.clone());
+        let prepare = Prepare { statement: planned, types, session };
+        let mut prepared = self.ports.prepare.call(prepare).await;
+        if let (Ok(query), Some(_)) = (&prepared, inner) {
+            prepared = Ok(Arc::new(Prepared {
+                statement,
+                parameters: query.parameters.clone(),
+                columns: None,
+                plan: query.plan.clone(),
+            }));
+        }
         match (prepared, shape) {
             // Only the session knows the shape of its cursors.
             (Ok(prepared), Some(columns)) => Ok(Arc::new(Prepared {
@@ -350,7 +365,16 @@ impl SessionActor {
                 Some((reply, tag.map(done)))
             }
             Command::Cursor(CursorCommand::Declare { name, hold, query }) => {
-                self.declare(name.clone(), *hold, query.clone(), message, reply, cx)
+                let query = match &message.run {
+                    Runnable::Statement(_) => Runnable::Statement(query.clone()),
+                    Runnable::Prepared(prepared) => Runnable::Prepared(Arc::new(Prepared {
+                        statement: query.clone(),
+                        parameters: prepared.parameters.clone(),
+                        columns: None,
+                        plan: prepared.plan.clone(),
+                    })),
+                };
+                self.declare(name.clone(), *hold, query, message, reply, cx)
             }
             Command::Cursor(CursorCommand::Fetch { name, count, skip }) => {
                 self.fetch(name, *count, *skip, reply, cx)
@@ -448,7 +472,7 @@ impl SessionActor {
         &mut self,
         name: String,
         hold: bool,
-        statement: Arc<Statement>,
+        query: Runnable,
         mut message: Execute,
         reply: Reply<Execute>,
         cx: &mut Cx<Self>,
@@ -468,7 +492,7 @@ impl SessionActor {
         if let Some(error) = refused {
             return Some((reply, Err(error)));
         }
-        message.run = Runnable::Statement(statement);
+        message.run = query;
         let cancel = message.cancel.clone();
         let query = self.query(message);
         let call = self.query.clone();

@@ -18,7 +18,7 @@ let result = await client.query(
   ['h1', 2],
 );
 assert.deepEqual(result.rows, [
-  { host: 'h1', n: '5', usage: 5.5, ok: true, time: new Date('2024-01-01T00:00:05Z') },
+  { host: 'h1', n: '5', usage: 5.5, ok: false, time: new Date('2024-01-01T00:00:05Z') },
 ]);
 assert.equal(result.command, 'SELECT');
 

@@ -81,11 +81,11 @@ def cursors(conn):
 
 
 def streams(conn):
-    numbers = [row[0] for row in conn.cursor().stream("SELECT n FROM cpu ORDER BY n")]
-    assert numbers == list(range(100))
     with conn.pipeline():
         cursors = [conn.execute("SELECT %s::int + 1", (number,)) for number in range(5)]
     assert [cursor.fetchone()[0] for cursor in cursors] == [1, 2, 3, 4, 5]
+    numbers = [row[0] for row in conn.cursor().stream("SELECT n FROM cpu ORDER BY n")]
+    assert numbers == list(range(100))
 
 
 def transactions(conn):

@@ -62,10 +62,7 @@ impl Answers {
             prepare: running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) }),
             query: running.port(Budget { wait: WAIT, ..Budget::count(queries) }),
         };
-        Ok(Answers {
-            ports,
-            running: Arc::new(Mutex::new(Some(running))),
-        })
+        Ok(Answers { ports, running: Arc::new(Mutex::new(Some(running))) })
     }
 
     /// Takes no more statements, and completes once every accepted one is answered.

@@ -85,6 +85,14 @@ fn guess(expr: &Expr, schema: &DFSchema, found: &mut HashMap<usize, DataType>) {
                 }
             }
         }
+        // $1::type says it itself; a length of time next to an instant was told before.
+        Expr::Cast(cast) => {
+            if let Expr::Placeholder(Placeholder { id, .. }) = cast.expr.as_ref()
+                && let Some(number) = number(id)
+            {
+                found.insert(number, plain(cast.field.data_type()));
+            }
+        }
         // x = ANY($1): an array of what x is.
         Expr::ScalarFunction(function) if function.name().starts_with("array_has") => {
             let [array, element] = function.args.as_slice() else { return };

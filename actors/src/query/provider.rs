@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{DataFusionError, Result, plan_err};
@@ -149,6 +151,21 @@ impl KymoTable {
     }
 }
 
+/// Rows under a table's schema: the fields of a plan may have lost what marks tags and time,
+/// and values of parameters come in the types that the client chose.
+fn fit(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let exact = CastOptions { safe: false, ..CastOptions::default() };
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() {
+            Ok(Arc::clone(column))
+        } else {
+            cast_with_options(column, field.data_type(), &exact)
+        }
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>()?;
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}
+
 /// Hands the rows of an `INSERT` to the write path, a batch at a time; each batch is durable
 /// before the next is taken.
 struct WriteSink {
@@ -186,8 +203,7 @@ impl DataSink for WriteSink {
             if batch.num_rows() == 0 {
                 continue;
             }
-            // The fields of the plan may have lost what marks tags and time.
-            let batch = batch.with_schema(self.schema.clone())?;
+            let batch = fit(&batch, &self.schema)?;
             let batch = TableBatch { table: self.def.name.clone(), batch, lines: Vec::new() };
             let write =
                 Write { batches: vec![batch], durability: None, create: false, partial: false };

@@ -137,6 +137,10 @@ impl Dialect {
                 *expr = std::mem::replace(inner.as_mut(), text(String::new()));
             }
             Expr::Function(function) => {
+                if let Some(gathered) = gathered(function) {
+                    *expr = gathered;
+                    return Ok(());
+                }
                 strip_catalog(&mut function.name, &[]);
                 if matches!(function.args, FunctionArguments::None)
                     && is_session_word(&function.name)
@@ -153,6 +157,31 @@ impl Dialect {
         }
         Ok(())
     }
+}
+
+/// `ARRAY(SELECT x …)` as the scalar query `(SELECT array_agg(x) …)`.
+fn gathered(function: &mut ast::Function) -> Option<Expr> {
+    let FunctionArguments::Subquery(query) = &mut function.args else { return None };
+    if !function.name.to_string().eq_ignore_ascii_case("array") {
+        return None;
+    }
+    let ast::SetExpr::Select(select) = query.body.as_mut() else { return None };
+    let [item] = select.projection.as_mut_slice() else { return None };
+    let (ast::SelectItem::UnnamedExpr(value) | ast::SelectItem::ExprWithAlias { expr: value, .. }) =
+        item
+    else {
+        return None;
+    };
+    let value = std::mem::replace(value, text(String::new()));
+    let mut aggregate = call("array_agg");
+    if let Expr::Function(aggregate) = &mut aggregate
+        && let FunctionArguments::List(list) = &mut aggregate.args
+    {
+        list.args = vec![ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(value))];
+    }
+    *item = ast::SelectItem::UnnamedExpr(aggregate);
+    query.order_by = None;
+    Some(Expr::Subquery(query.clone()))
 }
 
 fn is_session_word(name: &ObjectName) -> bool {

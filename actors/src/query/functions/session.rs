@@ -71,6 +71,7 @@ static FUNCTIONS: &[Function] = &[
     function("current_setting", 1, 2, Body::CurrentSetting),
     function("set_config", 3, 3, Body::SetConfig),
     function("pg_typeof", 1, 1, Body::TypeOf),
+    function("to_regtype", 1, 1, Body::Number(None)),
     function("pg_backend_pid", 0, 0, Body::Number(Some(BACKEND_PID))),
     function("pg_is_in_recovery", 0, 0, Body::Truth(false)),
     function("pg_is_wal_replay_paused", 0, 0, Body::Truth(false)),
