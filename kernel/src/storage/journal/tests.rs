@@ -137,13 +137,13 @@ fn acknowledged_groups_survive_every_crash_in_order() {
 #[test]
 fn a_group_is_there_whole_or_not_at_all() {
     let mut torn = 0;
-    for seed in 0..100 {
+    for seed in 0..300 {
         let bench = Bench::new(seed);
         let journal = bench.open(1);
         bench.append(&journal, 0, Durability::EveryWrite);
         journal.step();
         for first in (1..31).step_by(3) {
-            let records = (first..first + 3).map(|name| record(name, 300)).collect();
+            let records = (first..first + 3).map(|name| record(name, 60)).collect();
             let done = Box::new(|_| ());
             journal.append(RecordGroup { records }, Durability::OsDefault, done);
         }
@@ -152,7 +152,7 @@ fn a_group_is_there_whole_or_not_at_all() {
         assert_eq!((stored.len() - 1) % 3, 0, "seed {seed}: {stored:?}");
         torn += usize::from((2..31).contains(&stored.len()));
     }
-    assert!(torn > 20, "{torn}");
+    assert!(torn > 5, "the disk tears between groups: {torn}");
 }
 
 #[test]
