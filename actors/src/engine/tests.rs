@@ -281,7 +281,17 @@ fn small_segments_are_merged_and_keep_their_rows() {
 #[test]
 fn many_lives_under_one_seed_lose_nothing() {
     for seed in 0..seeds() {
-        one_history(seed);
+        one_history(seed, &World::new(seed));
+    }
+}
+
+#[test]
+#[should_panic(expected = "seed")]
+fn a_disk_that_lies_about_syncs_is_found_out() {
+    for seed in 0..20 {
+        let world = World::new(seed);
+        world.sim.disk.break_sync(true);
+        one_history(seed, &world);
     }
 }
 
@@ -291,8 +301,8 @@ fn seeds() -> u64 {
 
 /// Writes, flushes, waits, crashes and reopens by the seed, against a map of what was
 /// acknowledged and what may have been kept.
-fn one_history(seed: u64) {
-    let mut world = World::new(seed);
+fn one_history(seed: u64, world: &World) {
+    let mut world = World { sim: world.sim.clone(), settings: world.settings.clone() };
     world.settings.memtable.table_bytes = 8 << 10;
     world.settings.journal.file_bytes = 16 << 10;
     world.settings.compaction.interval_ms = 50;
