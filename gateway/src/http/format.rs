@@ -112,7 +112,7 @@ impl Write for Pipe {
 enum Kind {
     Json(arrow::json::Writer<Pipe, JsonArray>),
     JsonLines(arrow::json::Writer<Pipe, LineDelimited>),
-    Csv(csv::Writer<Pipe>),
+    Csv(Box<csv::Writer<Pipe>>),
     Pretty { schema: SchemaRef, batches: Vec<RecordBatch>, bytes: usize },
     Parquet(Option<Box<ArrowWriter<Pipe>>>),
     Arrow(StreamWriter<Pipe>),
@@ -139,7 +139,7 @@ impl Encoder {
                 let mut writer = csv::WriterBuilder::new().with_header(true).build(pipe.clone());
                 // The header is there even if no row is.
                 writer.write(&RecordBatch::new_empty(Arc::clone(schema))).map_err(cannot)?;
-                Kind::Csv(writer)
+                Kind::Csv(Box::new(writer))
             }
             Format::Pretty => {
                 Kind::Pretty { schema: Arc::clone(schema), batches: Vec::new(), bytes: 0 }

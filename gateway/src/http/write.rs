@@ -87,7 +87,7 @@ async fn lines(
     let parameters = Parameters::read(query.unwrap_or_default().as_bytes());
     let request = match dialect::request(api, &parameters, &*app.backend.catalog()) {
         Ok(request) => request,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let content = match receive(&app, headers, body).await {
         Ok(content) => content,

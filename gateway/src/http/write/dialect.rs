@@ -6,7 +6,6 @@ use kymo_kernel::message::Durability;
 use kymo_kernel::schema::check_name;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error};
-use serde_json::json;
 
 use super::{Taken, is_about_rows};
 use crate::http::parameters::Parameters;
@@ -51,7 +50,7 @@ pub(super) fn request(
     api: Api,
     parameters: &Parameters,
     catalog: &Snapshot,
-) -> Result<Request, Response> {
+) -> Result<Request, Box<Response>> {
     match api {
         Api::V1 => v1(parameters, catalog),
         Api::V2 => v2(parameters, catalog),
@@ -59,7 +58,7 @@ pub(super) fn request(
     }
 }
 
-fn v1(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Response> {
+fn v1(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Box<Response>> {
     let database = parameters.get("db").ok_or_else(|| bad(Api::V1, "database is required"))?;
     let precision = match parameters.get("precision").unwrap_or("n") {
         "n" | "ns" => Precision::Nanoseconds,
@@ -75,18 +74,18 @@ fn v1(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Response> 
     };
     if !catalog.databases.contains(database) {
         let error = Error::new(Code::DatabaseNotFound, format!("database not found: {database:?}"));
-        return Err(Api::V1.refuse_with(StatusCode::NOT_FOUND, &error));
+        return Err(Box::new(Api::V1.refuse_with(StatusCode::NOT_FOUND, &error)));
     }
     if let Some(policy) = parameters.get("rp").filter(|rp| !matches!(*rp, "autogen" | "default")) {
         // The status is InfluxDB's; Telegraf drops such a batch by this text.
         let error = Error::new(Code::Unsupported, format!("retention policy not found: {policy}"));
-        return Err(Api::V1.refuse_with(StatusCode::INTERNAL_SERVER_ERROR, &error));
+        return Err(Box::new(Api::V1.refuse_with(StatusCode::INTERNAL_SERVER_ERROR, &error)));
     }
     let database = database.to_owned();
     Ok(Request { api: Api::V1, database, precision, durability: None, partial: true })
 }
 
-fn v2(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Response> {
+fn v2(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Box<Response>> {
     let precision = match parameters.get("precision").unwrap_or("ns") {
         "ns" => Precision::Nanoseconds,
         "us" => Precision::Microseconds,
@@ -110,16 +109,16 @@ fn v2(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Response> 
                 Error::new(Code::DatabaseNotFound, format!("bucket {bucket:?} not found"))
             }
         };
-        return Err(Api::V2.refuse_with(StatusCode::NOT_FOUND, &error));
+        return Err(Box::new(Api::V2.refuse_with(StatusCode::NOT_FOUND, &error)));
     };
     Ok(Request { api: Api::V2, database, precision, durability: None, partial: true })
 }
 
-fn v3(parameters: &Parameters) -> Result<Request, Response> {
+fn v3(parameters: &Parameters) -> Result<Request, Box<Response>> {
     let database =
         parameters.get("db").ok_or_else(|| bad(Api::V3, "missing query parameter `db`"))?;
     if let Err(error) = check_name("database", database) {
-        return Err(Api::V3.refuse(&error));
+        return Err(Box::new(Api::V3.refuse(&error)));
     }
     let precision = match parameters.get("precision").unwrap_or("auto") {
         "auto" => Precision::Auto,
@@ -141,12 +140,7 @@ fn v3(parameters: &Parameters) -> Result<Request, Response> {
     })
 }
 
-fn bad(api: Api, message: &str) -> Response {
+fn bad(api: Api, message: &str) -> Box<Response> {
     let error = Error::new(Code::InvalidInput, message);
-    match api {
-        Api::V3 => {
-            api.answer(StatusCode::BAD_REQUEST, message, &json!({ "error": message, "data": null }))
-        }
-        _ => api.refuse_with(StatusCode::BAD_REQUEST, &error),
-    }
+    Box::new(api.refuse_with(StatusCode::BAD_REQUEST, &error))
 }
