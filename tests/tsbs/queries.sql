@@ -79,7 +79,7 @@ SELECT * FROM cpu WHERE usage_user > 90 AND time >= {from12} AND time < {to12}
 
 -- high-cpu-1
 SELECT * FROM cpu
-WHERE usage_user > 90 AND time >= {from12} AND time < {to12} AND hostname IN ({host1})
+WHERE usage_user > 90 AND time >= {from12} AND time < {to12} AND hostname IN ({busy})
 
 -- lastpoint
 SELECT DISTINCT ON (hostname) * FROM cpu ORDER BY hostname, time DESC

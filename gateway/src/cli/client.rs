@@ -195,11 +195,14 @@ pub fn refusal(status: StatusCode, body: &str) -> Error {
         Code::InvalidInput
     };
     let error = Error::new(code, message);
+    // Where the command line gets its login from says more than the server can know.
+    if code == Code::NotAuthenticated {
+        return error.with_hint(
+            "give --user and --password, or --token, or set KYMO_USER and KYMO_PASSWORD",
+        );
+    }
     match object["hint"].as_str() {
         Some(hint) => error.with_hint(hint),
-        None if code == Code::NotAuthenticated => error.with_hint(
-            "give --user and --password, or --token, or set KYMO_USER and KYMO_PASSWORD",
-        ),
         None => error,
     }
 }
