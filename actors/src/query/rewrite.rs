@@ -136,6 +136,9 @@ impl Dialect {
             Expr::Collate { expr: inner, .. } => {
                 *expr = std::mem::replace(inner.as_mut(), text(String::new()));
             }
+            Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } => {
+                backslash_escapes(pattern, escape_char);
+            }
             Expr::Function(function) => {
                 if let Some(gathered) = gathered(function) {
                     *expr = gathered;
@@ -157,6 +160,35 @@ impl Dialect {
         }
         Ok(())
     }
+}
+
+/// The engine knows no escape character but the backslash: a pattern with another is turned
+/// into one with backslashes.
+fn backslash_escapes(pattern: &mut Expr, escape: &mut Option<ast::ValueWithSpan>) {
+    let Some(Value::SingleQuotedString(character)) = escape.as_ref().map(|each| &each.value) else {
+        return;
+    };
+    let character = character.clone();
+    *escape = None;
+    if character == "\\" {
+        return;
+    }
+    let mut plain = std::mem::replace(pattern, text(String::new()));
+    for (from, to) in [("\\", "\\\\"), (character.as_str(), "\\")] {
+        if from.is_empty() {
+            continue;
+        }
+        let mut replaced = call("replace");
+        if let Expr::Function(function) = &mut replaced
+            && let FunctionArguments::List(list) = &mut function.args
+        {
+            let arguments = [plain, text(from.to_owned()), text(to.to_owned())];
+            let unnamed = |each| ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(each));
+            list.args = arguments.map(unnamed).into();
+        }
+        plain = replaced;
+    }
+    *pattern = plain;
 }
 
 /// `ARRAY(SELECT x …)` as the scalar query `(SELECT array_agg(x) …)`.
