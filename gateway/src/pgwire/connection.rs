@@ -138,6 +138,8 @@ impl Connection {
             Err(Stop::Failed(error)) => {
                 self.fail(&error);
                 self.skipping = is_extended(kind);
+                // A client that sent Flush waits for this before it sends Sync.
+                self.wire.flush().await?;
             }
         }
         if matches!(kind, b'Q' | b'S') {

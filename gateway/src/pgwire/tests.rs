@@ -211,6 +211,18 @@ async fn a_client_that_says_nothing_is_let_go() {
     assert!(client.message().await.is_none());
 }
 
+#[tokio::test]
+async fn an_error_does_not_wait_for_sync() {
+    let server = Server::open(|_| {}).await;
+    let mut client = server.trusted().await;
+    client.bind("", "nope", &[]).await;
+    client.send(b'H', b"").await;
+    let error = tokio::time::timeout(PATIENCE, client.message()).await.unwrap();
+    assert_eq!(error.unwrap().0, b'E');
+    client.sync().await;
+    assert_eq!(kinds(&client.until_ready().await), "Z");
+}
+
 /// Defect M: SQL that is not UTF-8 is refused, not altered.
 #[tokio::test]
 async fn sql_must_be_utf8() {
