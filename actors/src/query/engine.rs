@@ -256,7 +256,7 @@ impl Engine {
         let (rows, received) = mpsc::channel(self.settings.query.stream_batches.max(1));
         let engine = self.clone();
         let span = tracing::info_span!("run query", sql = %job.statement.text);
-        let work = async move { engine.work(job, head, rows).await };
+        let work = Box::pin(async move { engine.work(job, head, rows).await });
         let task =
             self.pools.spawn(Pool::Query, "query", tracing::Instrument::instrument(work, span));
         let head = limits.race(async { answered.await.map_err(|_| gone()) }).await;
@@ -278,7 +278,7 @@ impl Engine {
 
     async fn work(&self, job: Job, head: oneshot::Sender<Result<Head>>, rows: mpsc::Sender<Rows>) {
         let limits = job.limits.clone();
-        let outcome = limits.race(self.open(&job)).await;
+        let outcome = limits.race(Box::pin(self.open(&job))).await;
         let Opened { schema, mut stream } = match outcome {
             Ok(Opening::Rows(opened)) => opened,
             Ok(Opening::Written(count)) => {

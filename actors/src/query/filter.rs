@@ -274,7 +274,10 @@ mod tests {
             in_list(col("host"), vec![lit("a")], true),
             col("usage").eq(lit("a")),
         ] {
-            assert!(Wanted::of(&schema(), &[filter.clone()]).is_everything(), "{filter}");
+            assert!(
+                Wanted::of(&schema(), std::slice::from_ref(&filter)).is_everything(),
+                "{filter}"
+            );
             assert!(!understood(&schema(), &filter), "{filter}");
         }
         assert!(understood(&schema(), &col("usage").gt(lit(1.0)).and(col("time").gt(at(1)))));

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::source_as_provider;
@@ -199,7 +199,7 @@ fn output(state: &SessionState, plan: &LogicalPlan, planned: &Planned) -> Option
     }
     // Types may only settle in the analyser; where it cannot run yet, the plan's own must do.
     let schema = match state.optimize(plan) {
-        Ok(optimized) => Arc::new(Schema::from(optimized.schema().as_arrow().clone())),
+        Ok(optimized) => Arc::new(optimized.schema().as_arrow().clone()),
         Err(_) => Arc::new(plan.schema().as_arrow().clone()),
     };
     Some(rename(&schema, &planned.names))

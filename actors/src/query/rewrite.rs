@@ -124,7 +124,7 @@ impl Dialect {
                 if let Some(canonical) =
                     literal(&interval.value).map(Span::read).transpose()?.flatten()
                 {
-                    interval.value = Box::new(text(canonical.canonical()));
+                    *interval.value = text(canonical.canonical());
                 }
             }
             Expr::Cast { expr: inner, data_type: DataType::Interval { .. }, .. } => {
@@ -151,10 +151,11 @@ impl Dialect {
                     function.args = no_arguments();
                 }
             }
-            Expr::Identifier(ident) if ident.quote_style.is_none() => {
-                if ident.value.eq_ignore_ascii_case("current_schema") {
-                    *expr = call("current_schema");
-                }
+            Expr::Identifier(ident)
+                if ident.quote_style.is_none()
+                    && ident.value.eq_ignore_ascii_case("current_schema") =>
+            {
+                *expr = call("current_schema");
             }
             _ => {}
         }

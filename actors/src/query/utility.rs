@@ -226,7 +226,8 @@ fn set_statement(parser: &mut Parser) -> Read {
     let zone = word_is(&parser.peek_token_ref().token, "TIME");
     let names = word_is(&parser.peek_token_ref().token, "NAMES");
     let name = setting_name(parser)?;
-    if !(zone || names) && !parser.consume_token(&Token::Eq) && !take(parser, "TO") {
+    let needs_no_sign = zone || names;
+    if !(needs_no_sign || parser.consume_token(&Token::Eq) || take(parser, "TO")) {
         let next = parser.peek_token();
         return Ok(parser.expected("= or TO", next)?);
     }

@@ -47,7 +47,7 @@ fn render(stats: &Value) -> String {
         text.push_str(&format!("{table}\n"));
     }
     for (name, rows) in lists {
-        text.push_str(&format!("\n{name}\n{}\n", list(rows)));
+        text.push_str(&format!("\n{name}\n{}\n", list(name_columns(&name, rows), rows)));
     }
     text
 }
@@ -72,13 +72,25 @@ fn sort_out<'a>(
     }
 }
 
-fn list(rows: &[Value]) -> Table {
+/// What a terminal has room for of a port; `--json` and `system.ports` have the rest.
+const PORT_COLUMNS: [&str; 6] =
+    ["name", "accepted", "queued", "queued_bytes", "peak_bytes", "rejected_busy"];
+
+/// The columns to show of a list: all keys in order of appearance, but for the wide ones.
+fn name_columns<'a>(list: &str, rows: &'a [Value]) -> Vec<&'a str> {
     let mut columns: Vec<&str> = Vec::new();
     for key in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
         if !columns.contains(&key.as_str()) {
             columns.push(key);
         }
     }
+    if list == "ports" {
+        columns.retain(|key| PORT_COLUMNS.contains(key));
+    }
+    columns
+}
+
+fn list(columns: Vec<&str>, rows: &[Value]) -> Table {
     let mut table = empty();
     table.set_header(&columns);
     for row in rows {

@@ -85,7 +85,7 @@ async fn lines(
     body: Body,
 ) -> Response {
     let parameters = Parameters::read(query.unwrap_or_default().as_bytes());
-    let request = match dialect::request(api, &parameters, &*app.backend.catalog()) {
+    let request = match dialect::request(api, &parameters, &app.backend.catalog()) {
         Ok(request) => request,
         Err(refusal) => return *refusal,
     };

@@ -71,7 +71,7 @@ impl ScalarUDFImpl for TimeBucket {
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        types.get(1).map_or_else(arguments, |time| instant(time))
+        types.get(1).map_or_else(arguments, instant)
     }
 
     fn return_field_from_args(
