@@ -114,7 +114,12 @@ fn psql_describes_what_there_is() {
     assert!(psql(&server, &["\\dn"]).contains("public"));
     psql(&server, &["\\du"]);
     psql(&server, &["\\df"]);
-    psql(&server, &["\\dv", "\\di", "\\d", "\\conninfo", "\\timing on"]);
+    psql(&server, &["\\dv", "\\d", "\\conninfo", "\\timing on"]);
+    // Of what there is none psql itself says so, on the error stream.
+    let none = connected(&server, "psql").args(["-X", "-c", "\\di"]).output().unwrap();
+    succeeded("\\di", &none);
+    let said = String::from_utf8_lossy(&none.stderr);
+    assert_eq!(said.trim(), "Did not find any relations.");
     let rows = psql(&server, &["\\x", "SELECT host, usage FROM cpu ORDER BY time LIMIT 1"]);
     assert!(rows.contains("host  | h0") && rows.contains("usage | 0.5"), "{rows}");
 }

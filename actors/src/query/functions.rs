@@ -1,6 +1,7 @@
 //! The functions that Kymo adds to the engine's.
 
 mod bucket;
+mod json;
 mod pick;
 mod session;
 
@@ -12,6 +13,7 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 pub(crate) fn scalars() -> Vec<Arc<ScalarUDF>> {
     let mut all = session::all();
     all.push(Arc::new(ScalarUDF::from(bucket::TimeBucket::new())));
+    all.push(Arc::new(ScalarUDF::from(json::JsonBuildObject::new())));
     all
 }
 

@@ -136,6 +136,18 @@ impl Dialect {
             Expr::Collate { expr: inner, .. } => {
                 *expr = std::mem::replace(inner.as_mut(), text(String::new()));
             }
+            Expr::Case { conditions, else_result, .. }
+                if else_result.as_deref().is_none_or(is_null)
+                    && conditions
+                        .iter()
+                        .all(|when| is_null(&when.result) || empty(&when.result)) =>
+            {
+                *expr = null(DataType::Text);
+            }
+            // The catalog lacks this column, which says nothing here.
+            Expr::CompoundIdentifier(parts) if column_of(parts, "pg_class", &["reloptions"]) => {
+                *expr = null(DataType::Text);
+            }
             Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } => {
                 backslash_escapes(pattern, escape_char);
             }
@@ -145,6 +157,10 @@ impl Dialect {
                     return Ok(());
                 }
                 strip_catalog(&mut function.name, &[]);
+                if takes_keys_apart(function) {
+                    *expr = null(DataType::Integer(None));
+                    return Ok(());
+                }
                 if matches!(function.args, FunctionArguments::None)
                     && is_session_word(&function.name)
                 {
@@ -160,6 +176,70 @@ impl Dialect {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Catalogs of what Kymo has nothing of: defaults and collations of columns, and sequences.
+const NOTHING_IN: [&str; 3] = ["pg_attrdef", "pg_collation", "pg_sequence"];
+
+/// Whether an expression is a query of a catalog in which no column of a table has a row.
+/// SQLAlchemy's reflection puts such queries, correlated as the engine plans none, into `CASE`.
+fn empty(expr: &Expr) -> bool {
+    let Expr::Subquery(query) = expr else { return false };
+    let ast::SetExpr::Select(select) = query.body.as_ref() else { return false };
+    let Some(TableFactor::Table { name, .. }) = select.from.first().map(|from| &from.relation)
+    else {
+        return false;
+    };
+    let (last, schema) = match name.0.as_slice() {
+        [table] => (table, None),
+        [schema, table] => (table, Some(schema)),
+        _ => return false,
+    };
+    let is = |part: &ObjectNamePart, wanted: &str| {
+        part.as_ident().is_some_and(|ident| ident.value.eq_ignore_ascii_case(wanted))
+    };
+    schema.is_none_or(|schema| is(schema, "pg_catalog"))
+        && NOTHING_IN.iter().any(|catalog| is(last, catalog))
+}
+
+fn is_null(expr: &Expr) -> bool {
+    matches!(expr, Expr::Value(value) if value.value == Value::Null)
+}
+
+/// Whether a call takes the columns of an index or constraint apart, as SQLAlchemy's reflection
+/// does. The catalog has these columns as text; no table of Kymo has such an index.
+fn takes_keys_apart(function: &ast::Function) -> bool {
+    let name = function.name.to_string().to_ascii_lowercase();
+    if !["unnest", "generate_subscripts"].contains(&name.as_str()) {
+        return false;
+    }
+    let FunctionArguments::List(list) = &function.args else { return false };
+    let Some(ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(Expr::CompoundIdentifier(
+        parts,
+    )))) = list.args.first()
+    else {
+        return false;
+    };
+    column_of(parts, "pg_index", &["indkey", "indclass", "indcollation", "indoption"])
+        || column_of(parts, "pg_constraint", &["conkey", "confkey"])
+}
+
+/// Whether a name is that of one of these columns, with its table's name before it.
+fn column_of(parts: &[Ident], table: &str, columns: &[&str]) -> bool {
+    let [.., of, column] = parts else { return false };
+    of.value.eq_ignore_ascii_case(table)
+        && columns.iter().any(|each| column.value.eq_ignore_ascii_case(each))
+}
+
+/// A NULL of a type.
+fn null(data_type: DataType) -> Expr {
+    Expr::Cast {
+        kind: ast::CastKind::Cast,
+        expr: Box::new(Expr::value(Value::Null)),
+        data_type,
+        array: false,
+        format: None,
     }
 }
 
@@ -377,6 +457,21 @@ mod tests {
         );
         assert_eq!(rewritten("SELECT current_user AS x"), "SELECT current_user() AS x");
         assert_eq!(rewritten("SELECT a COLLATE \"C\" AS x"), "SELECT a AS x");
+    }
+
+    #[test]
+    fn queries_of_what_nothing_is_in_are_null() {
+        let default = "SELECT CASE WHEN a.atthasdef THEN (SELECT d.adbin FROM \
+             pg_catalog.pg_attrdef AS d WHERE d.adrelid = a.attrelid) ELSE NULL END AS x \
+             FROM pg_catalog.pg_attribute AS a";
+        let rewritten_default = rewritten(default);
+        assert!(rewritten_default.contains("CAST(NULL AS TEXT) AS x"), "{rewritten_default}");
+        let keys = "SELECT unnest(pg_catalog.pg_index.indkey) AS x, unnest(a.b) AS y";
+        let rewritten_keys = rewritten(keys);
+        assert!(rewritten_keys.contains("CAST(NULL AS INTEGER) AS x"), "{rewritten_keys}");
+        assert!(rewritten_keys.contains("unnest(a.b) AS y"), "{rewritten_keys}");
+        let kept = "SELECT CASE WHEN a THEN (SELECT max(b) FROM u) ELSE NULL END AS x FROM t";
+        assert_eq!(rewritten(kept), kept);
     }
 
     #[test]
