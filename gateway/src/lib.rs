@@ -1,4 +1,6 @@
 //! The edge: HTTP, the PostgreSQL wire protocol, authentication and the command line.
+//!
+//! Programs that want the database without its servers use [`Database`].
 
 pub mod auth;
 pub mod cli;
@@ -13,4 +15,5 @@ pub mod serve;
 pub mod system;
 pub mod tls;
 
+pub use kymo_actors::Database;
 pub use serve::{Serving, serve};

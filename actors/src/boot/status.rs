@@ -83,8 +83,8 @@ impl System {
 
 fn journal(stats: &StoreStats) -> Value {
     json!({
-        "files": stats.log_files,
-        "bytes": stats.log_bytes,
+        "complete_files": stats.log_files,
+        "complete_bytes": stats.log_bytes,
         "queued_bytes": stats.queued_bytes,
         "groups": stats.log_groups,
         "written_bytes": stats.log_written_bytes,
