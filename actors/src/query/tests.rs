@@ -1,1 +1,182 @@
-//! The engine over tables in memory.
+//! The query actor over a whole write side, on a disk in memory.
+
+mod clients;
+mod dialect;
+mod functions;
+mod limits;
+mod scans;
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::StreamExt;
+use kymo_config::Settings;
+use kymo_kernel::env::{Env, real, sim};
+use kymo_kernel::ids::TableId;
+use kymo_kernel::message::{Outcome, Runnable, SessionContext};
+use kymo_kernel::pools::{PoolSizes, Pools};
+use kymo_kernel::port::Budget;
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::storage::version::Version;
+use kymo_kernel::supervise::{Running, Spec, Supervisor};
+use kymo_kernel::{Code, Error, Result};
+
+use super::{Ports, QueryActor, QueryService, Tables};
+use crate::engine::Engine;
+use crate::session::{QueryPorts, Session};
+
+/// A system without a gateway.
+struct House {
+    engine: Engine,
+    supervisor: Supervisor,
+    ports: QueryPorts,
+    pools: Pools,
+    _running: Running<QueryActor>,
+}
+
+struct Stored(Arc<Store>);
+
+impl Tables for Stored {
+    fn catalog(&self) -> Arc<Snapshot> {
+        self.0.catalog()
+    }
+
+    fn version(&self, table: TableId) -> Option<Arc<Version>> {
+        Some(self.0.table(table)?.load())
+    }
+}
+
+impl House {
+    fn new() -> House {
+        House::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Settings)) -> House {
+        let mut settings = Settings::default();
+        settings.server.data_dir = "/data".into();
+        change(&mut settings);
+        let settings = Arc::new(settings);
+        let machine = sim::Sim::new(1).env();
+        let env = Env { clock: real::env().clock, ..machine };
+        let pools = Pools::start(PoolSizes::of(&settings, 2)).unwrap();
+        let supervisor = Supervisor::new(&pools, env.clock.clone(), |_| {});
+        let root = settings.server.data_dir.clone();
+        let store = Store::open(env.clone(), root, &settings, &mut |_| {}).unwrap();
+        let engine = Engine::start(&settings, &env, &pools, &supervisor, store.clone()).unwrap();
+        let changes = Ports { ddl: engine.ddl().clone(), write: engine.write().clone() };
+        let service = QueryService::new(
+            settings,
+            env,
+            pools.clone(),
+            Arc::new(Stored(store)),
+            Arc::new(changes),
+            Arc::new(()),
+        )
+        .unwrap();
+        let running = supervisor.start(Spec::new("query", "query"), move || service.actor());
+        let ports = QueryPorts {
+            parse: running.port(Budget::count(64)),
+            prepare: running.port(Budget::count(64)),
+            query: running.port(Budget::count(1024)),
+        };
+        House { engine, supervisor, ports, pools, _running: running }
+    }
+
+    fn session(&self) -> Session {
+        let context = SessionContext {
+            user: "ada".into(),
+            database: "kymo".into(),
+            schema: "public".into(),
+            settings: Default::default(),
+            read_only: false,
+        };
+        Session::start(&self.supervisor, self.ports.clone(), context)
+    }
+
+    /// Runs a test's body on the house's own threads.
+    fn run<T: Send + 'static>(&self, body: impl Future<Output = T> + Send + 'static) -> T {
+        self.pools.block_on(body).unwrap()
+    }
+
+    /// The last statement's rows, a text a row.
+    fn rows(&self, sql: &str) -> Vec<String> {
+        self.try_rows(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    fn try_rows(&self, sql: &str) -> Result<Vec<String>> {
+        let session = self.session();
+        let sql = sql.to_owned();
+        self.run(async move { rows(&session, &sql).await })
+    }
+
+    fn fails(&self, sql: &str) -> Error {
+        match self.try_rows(sql) {
+            Err(error) => error,
+            Ok(rows) => panic!("{sql}: {rows:?}"),
+        }
+    }
+
+    fn code(&self, sql: &str) -> Code {
+        self.fails(sql).code()
+    }
+
+    fn flush(&self) {
+        let engine = self.engine.clone();
+        self.run(async move { engine.writers().flush().await }).unwrap();
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.engine.stop();
+        self.pools.stop();
+    }
+}
+
+async fn rows(session: &Session, sql: &str) -> Result<Vec<String>> {
+    let mut last = Vec::new();
+    for statement in session.parse(sql).await? {
+        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await?;
+        last = collect(outcome).await?;
+    }
+    Ok(last)
+}
+
+/// Runs one statement with parameters, prepared.
+async fn prepared(session: &Session, sql: &str, parameters: Vec<ArrayRef>) -> Result<Vec<String>> {
+    let statement = session.parse(sql).await?.remove(0);
+    let prepared = session.prepare(statement, Vec::new()).await?;
+    let outcome = session.execute(Runnable::Prepared(prepared), parameters, None).await?;
+    collect(outcome).await
+}
+
+async fn collect(outcome: Outcome) -> Result<Vec<String>> {
+    match outcome {
+        Outcome::Done { verb, rows, .. } => {
+            Ok(vec![rows.map_or(verb.clone(), |rows| format!("{verb} {rows}"))])
+        }
+        Outcome::Rows { schema, mut stream } => {
+            let mut lines = Vec::new();
+            while let Some(batch) = stream.next().await {
+                let batch = batch?;
+                assert_eq!(batch.schema(), schema);
+                lines.extend(texts(&batch));
+            }
+            Ok(lines)
+        }
+    }
+}
+
+fn texts(batch: &RecordBatch) -> Vec<String> {
+    let options = FormatOptions::default().with_null("NULL");
+    let columns: Vec<_> = batch
+        .columns()
+        .iter()
+        .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
+        .collect();
+    (0..batch.num_rows())
+        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join("|"))
+        .collect()
+}

@@ -1,0 +1,130 @@
+//! Cancelling, time limits, admission, memory, read-only sessions.
+
+use std::time::Duration;
+
+use super::*;
+
+/// Counts more rows than any test waits for.
+const ENDLESS: &str = "SELECT count(*) FROM generate_series(1, 1000000000000) AS a WHERE sqrt(value) < 0";
+
+#[test]
+fn a_statement_timeout_stops_a_running_query() {
+    let house = House::new();
+    let session = house.session();
+    let took = house.run(async move {
+        let clock = real::env().clock;
+        rows(&session, "SET statement_timeout = '200ms'").await.unwrap();
+        let start = clock.monotonic();
+        let error = rows(&session, ENDLESS).await.unwrap_err();
+        assert_eq!(error.code(), Code::Deadline);
+        clock.monotonic() - start
+    });
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    nothing_runs(&house);
+}
+
+#[test]
+fn a_canceller_stops_a_running_query_and_its_session_lives_on() {
+    let house = House::new();
+    let session = Arc::new(house.session());
+    let canceller = session.canceller();
+    let other = session.clone();
+    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
+    wait_until(&house, 1);
+    canceller.cancel();
+    let outcome = house.run(running).unwrap();
+    assert_eq!(outcome.unwrap_err().code(), Code::Cancelled);
+    nothing_runs(&house);
+    assert_eq!(house.run(async move { rows(&session, "SELECT 1").await }).unwrap(), ["1"]);
+}
+
+#[test]
+fn dropping_the_rows_stops_the_query() {
+    let house = House::new();
+    let session = house.session();
+    house.run(async move {
+        let statement = session.parse("SELECT * FROM generate_series(1, 1000000000000)").await.unwrap().remove(0);
+        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await.unwrap();
+        let Outcome::Rows { mut stream, .. } = outcome else { panic!("no rows") };
+        assert!(stream.next().await.unwrap().unwrap().num_rows() > 0);
+    });
+    nothing_runs(&house);
+}
+
+#[test]
+fn too_many_queries_wait_and_too_many_waiting_are_turned_away() {
+    let house = House::with(|settings| {
+        settings.query.max_running = 1;
+        settings.query.max_waiting = 0;
+    });
+    let session = Arc::new(house.session());
+    let canceller = session.canceller();
+    let other = session.clone();
+    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
+    // system.queries itself would have to wait; SHOW does not run on the engine.
+    let busy = loop {
+        match house.try_rows("SELECT 1") {
+            Err(error) => break error,
+            Ok(_) => std::thread::yield_now(),
+        }
+    };
+    assert_eq!(busy.code(), Code::Busy);
+    canceller.cancel();
+    assert!(house.run(running).unwrap().is_err());
+}
+
+#[test]
+fn memory_is_bounded() {
+    let house = House::with(|settings| settings.query.memory_bytes = 4 << 20);
+    let error = house.fails("SELECT value % 3000017, array_agg(value) FROM generate_series(1, 3000000) GROUP BY 1 ORDER BY 2 DESC LIMIT 1");
+    assert_eq!(error.code(), Code::OutOfMemory, "{error:?}");
+    assert_eq!(house.rows("SELECT 1"), ["1"]);
+}
+
+#[test]
+fn a_read_only_session_changes_nothing() {
+    let house = House::new();
+    let mut context = house.session().context().as_ref().clone();
+    context.read_only = true;
+    let session = Session::start(&house.supervisor, house.ports.clone(), context);
+    house.rows("CREATE TABLE t (v BIGINT, time TIMESTAMPTZ)");
+    house.run(async move {
+        for sql in ["INSERT INTO t VALUES (1, now())", "DROP TABLE t", "EXPLAIN ANALYZE INSERT INTO t VALUES (1, now())"] {
+            assert_eq!(rows(&session, sql).await.unwrap_err().code(), Code::NotAuthorized, "{sql}");
+        }
+        assert_eq!(rows(&session, "SELECT count(*) FROM t").await.unwrap(), ["0"]);
+    });
+}
+
+#[test]
+fn settings_of_one_session_do_not_reach_another() {
+    let house = House::new();
+    let (one, two) = (house.session(), house.session());
+    house.run(async move {
+        rows(&one, "SET application_name = 'one'; SET search_path = other").await.unwrap();
+        assert_eq!(rows(&one, "SHOW application_name").await.unwrap(), ["one"]);
+        assert_eq!(rows(&one, "SELECT current_schema()").await.unwrap(), ["other"]);
+        assert_eq!(rows(&two, "SHOW application_name").await.unwrap(), [""]);
+        assert_eq!(rows(&two, "SELECT current_schema()").await.unwrap(), ["public"]);
+        assert!(rows(&two, "SET datafusion.execution.batch_size = 1").await.is_err());
+    });
+}
+
+fn running(house: &House) -> usize {
+    // The statement that looks is one of them.
+    house.rows("SELECT id FROM system.queries WHERE state = 'running'").len() - 1
+}
+
+fn wait_until(house: &House, count: usize) {
+    let clock = real::env().clock;
+    let deadline = clock.monotonic() + Duration::from_secs(10);
+    while running(house) != count {
+        assert!(clock.monotonic() < deadline, "{count} queries did not come to run");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until the query runtime has nothing left of what was stopped.
+fn nothing_runs(house: &House) {
+    wait_until(house, 0);
+}
