@@ -1,7 +1,9 @@
 //! What drivers and tools send: parameters, cursors, transactions, catalog queries.
 
-use datafusion::arrow::array::{Int32Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray};
 use datafusion::arrow::array::IntervalMonthDayNanoArray;
+use datafusion::arrow::array::{
+    Int32Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
+};
 use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNano, IntervalUnit};
 
 use super::*;
@@ -33,32 +35,79 @@ fn parameters_have_types_and_take_values() {
         };
         let interval = DataType::Interval(IntervalUnit::MonthDayNano);
         let list = DataType::new_list(DataType::Int64, true);
-        assert_eq!(types("SELECT v FROM t WHERE host = $1 AND v > $2").await, [DataType::Utf8, DataType::Int64]);
-        assert_eq!(types("SELECT v FROM t LIMIT $1 OFFSET $2").await, [DataType::Int64, DataType::Int64]);
+        assert_eq!(
+            types("SELECT v FROM t WHERE host = $1 AND v > $2").await,
+            [DataType::Utf8, DataType::Int64]
+        );
+        assert_eq!(
+            types("SELECT v FROM t LIMIT $1 OFFSET $2").await,
+            [DataType::Int64, DataType::Int64]
+        );
         assert_eq!(types("SELECT v FROM t WHERE v = ANY($1)").await, [list]);
-        assert_eq!(types("SELECT count(*) FROM t WHERE time > now() - $1").await, [interval.clone()]);
-        assert_eq!(types("SELECT * FROM generate_series($1, $2)").await, [DataType::Int64, DataType::Int64]);
+        assert_eq!(
+            types("SELECT count(*) FROM t WHERE time > now() - $1").await,
+            [interval.clone()]
+        );
+        assert_eq!(
+            types("SELECT * FROM generate_series($1, $2)").await,
+            [DataType::Int64, DataType::Int64]
+        );
         assert_eq!(types("SELECT $1").await, [DataType::Utf8]);
         assert_eq!(types("INSERT INTO t (host, v, time) VALUES ($1, $2, $3)").await.len(), 3);
 
         let run = |sql: &'static str, values: Vec<ArrayRef>| prepared(&session, sql, values);
-        assert_eq!(run("SELECT v FROM t WHERE host = $1 AND v > $2 ORDER BY v", vec![text("h1"), one(4)]).await.unwrap(), ["7", "10"]);
-        assert_eq!(run("SELECT v FROM t ORDER BY v LIMIT $1 OFFSET $2", vec![one(2), one(3)]).await.unwrap(), ["4", "5"]);
-        let array = ListArray::from_iter_primitive::<Int64Type, _, _>([Some([Some(2), Some(9), Some(99)])]);
-        assert_eq!(run("SELECT v FROM t WHERE v = ANY($1) ORDER BY v", vec![Arc::new(array)]).await.unwrap(), ["2", "9"]);
-        assert_eq!(run("SELECT * FROM generate_series($1, $2)", vec![one(1), one(3)]).await.unwrap(), ["1", "2", "3"]);
-        let minute = IntervalMonthDayNanoArray::from(vec![IntervalMonthDayNano::new(0, 0, 60_000_000_000)]);
+        assert_eq!(
+            run("SELECT v FROM t WHERE host = $1 AND v > $2 ORDER BY v", vec![text("h1"), one(4)])
+                .await
+                .unwrap(),
+            ["7", "10"]
+        );
+        assert_eq!(
+            run("SELECT v FROM t ORDER BY v LIMIT $1 OFFSET $2", vec![one(2), one(3)])
+                .await
+                .unwrap(),
+            ["4", "5"]
+        );
+        let array =
+            ListArray::from_iter_primitive::<Int64Type, _, _>([Some([Some(2), Some(9), Some(99)])]);
+        assert_eq!(
+            run("SELECT v FROM t WHERE v = ANY($1) ORDER BY v", vec![Arc::new(array)])
+                .await
+                .unwrap(),
+            ["2", "9"]
+        );
+        assert_eq!(
+            run("SELECT * FROM generate_series($1, $2)", vec![one(1), one(3)]).await.unwrap(),
+            ["1", "2", "3"]
+        );
+        let minute =
+            IntervalMonthDayNanoArray::from(vec![IntervalMonthDayNano::new(0, 0, 60_000_000_000)]);
         assert_eq!(
             run("SELECT max(time) + $1 FROM t", vec![Arc::new(minute)]).await.unwrap(),
             ["1970-01-01T00:01:10Z"]
         );
         let narrow: ArrayRef = Arc::new(Int32Array::from(vec![3]));
         assert_eq!(run("SELECT v FROM t WHERE v = $1", vec![narrow]).await.unwrap(), ["3"]);
-        let time: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![99_000_000]).with_timezone("+00:00"));
-        assert_eq!(run("INSERT INTO t (host, v, time) VALUES ($1, $2, $3)", vec![text("x"), one(99), time]).await.unwrap(), ["INSERT 1"]);
+        let time: ArrayRef =
+            Arc::new(TimestampMicrosecondArray::from(vec![99_000_000]).with_timezone("+00:00"));
+        assert_eq!(
+            run(
+                "INSERT INTO t (host, v, time) VALUES ($1, $2, $3)",
+                vec![text("x"), one(99), time]
+            )
+            .await
+            .unwrap(),
+            ["INSERT 1"]
+        );
         assert_eq!(run("SELECT v FROM t WHERE host = $1", vec![text("x")]).await.unwrap(), ["99"]);
-        assert_eq!(run("SELECT v FROM t WHERE v = $1", vec![]).await.unwrap_err().code(), Code::InvalidParameter);
-        assert_eq!(run("SELECT v FROM t WHERE v = $1", vec![text("x")]).await.unwrap_err().code(), Code::InvalidCast);
+        assert_eq!(
+            run("SELECT v FROM t WHERE v = $1", vec![]).await.unwrap_err().code(),
+            Code::InvalidParameter
+        );
+        assert_eq!(
+            run("SELECT v FROM t WHERE v = $1", vec![text("x")]).await.unwrap_err().code(),
+            Code::InvalidCast
+        );
     });
 }
 
@@ -68,7 +117,8 @@ fn a_prepared_statement_sees_new_rows_and_survives_new_definitions() {
     house.rows(T);
     let session = house.session();
     house.run(async move {
-        let statement = session.parse("SELECT count(*) FROM t WHERE v >= $1").await.unwrap().remove(0);
+        let statement =
+            session.parse("SELECT count(*) FROM t WHERE v >= $1").await.unwrap().remove(0);
         let prepared = session.prepare(statement, vec![Some(DataType::Int64)]).await.unwrap();
         let run = || async {
             let run = Runnable::Prepared(prepared.clone());
@@ -79,7 +129,12 @@ fn a_prepared_statement_sees_new_rows_and_survives_new_definitions() {
         assert_eq!(run().await.unwrap(), ["2"]);
         rows(&session, "DROP TABLE t").await.unwrap();
         assert_eq!(run().await.unwrap_err().code(), Code::TableNotFound);
-        rows(&session, "CREATE TABLE t (v BIGINT, time TIMESTAMPTZ); INSERT INTO t VALUES (10, now())").await.unwrap();
+        rows(
+            &session,
+            "CREATE TABLE t (v BIGINT, time TIMESTAMPTZ); INSERT INTO t VALUES (10, now())",
+        )
+        .await
+        .unwrap();
         assert_eq!(run().await.unwrap(), ["1"]);
     });
 }
@@ -90,7 +145,10 @@ fn transactions_have_a_status_and_cursors_live_in_them() {
     house.rows(T);
     let session = house.session();
     house.run(async move {
-        assert_eq!(rows(&session, "DECLARE c CURSOR FOR SELECT 1").await.unwrap_err().code(), Code::NoTransaction);
+        assert_eq!(
+            rows(&session, "DECLARE c CURSOR FOR SELECT 1").await.unwrap_err().code(),
+            Code::NoTransaction
+        );
         rows(&session, "BEGIN").await.unwrap();
         assert_eq!(session.transaction(), Status::InBlock);
         rows(&session, "DECLARE c NO SCROLL CURSOR FOR SELECT v FROM t ORDER BY v").await.unwrap();
@@ -101,18 +159,29 @@ fn transactions_have_a_status_and_cursors_live_in_them() {
         assert_eq!(described.columns.as_ref().unwrap().field(0).name(), "v");
         assert_eq!(rows(&session, "FETCH ALL c").await.unwrap(), ["9", "10"]);
         assert_eq!(rows(&session, "FETCH c").await.unwrap(), [""; 0]);
-        assert_eq!(rows(&session, "SELECT nope FROM t").await.unwrap_err().code(), Code::ColumnNotFound);
+        assert_eq!(
+            rows(&session, "SELECT nope FROM t").await.unwrap_err().code(),
+            Code::ColumnNotFound
+        );
         assert_eq!(session.transaction(), Status::Failed);
         assert_eq!(rows(&session, "SELECT 1").await.unwrap_err().code(), Code::TransactionFailed);
         assert_eq!(rows(&session, "COMMIT").await.unwrap(), ["ROLLBACK"]);
         assert_eq!(session.transaction(), Status::Idle);
         assert_eq!(rows(&session, "FETCH c").await.unwrap_err().code(), Code::CursorNotFound);
         rows(&session, "BEGIN; SELECT 1; SAVEPOINT a").await.unwrap();
-        assert_eq!(rows(&session, "SELECT v / 0 FROM t").await.unwrap_err().code(), Code::DivisionByZero);
+        assert_eq!(
+            rows(&session, "SELECT v / 0 FROM t").await.unwrap_err().code(),
+            Code::DivisionByZero
+        );
         assert_eq!(session.transaction(), Status::Failed);
         rows(&session, "ROLLBACK TO a; RELEASE a; COMMIT").await.unwrap();
         assert_eq!(session.transaction(), Status::Idle);
-        rows(&session, "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; DISCARD ALL").await.unwrap();
+        rows(
+            &session,
+            "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; DISCARD ALL",
+        )
+        .await
+        .unwrap();
     });
 }
 
@@ -124,7 +193,10 @@ fn catalog_queries_of_tools_run() {
     let mut failed = Vec::new();
     for sql in queries.split("-- ;;\n").map(str::trim).filter(|sql| !sql.is_empty()) {
         if let Err(error) = house.try_rows(sql) {
-            failed.push(format!("{error:?}\n    {}", sql.lines().take(3).collect::<Vec<_>>().join(" ")));
+            failed.push(format!(
+                "{error:?}\n    {}",
+                sql.lines().take(3).collect::<Vec<_>>().join(" ")
+            ));
         }
     }
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));

@@ -22,7 +22,10 @@ fn tables_are_made_filled_and_read() {
     );
     house.flush();
     assert_eq!(house.rows("SELECT count(*), max(time) FROM cpu"), ["4|2024-01-02T00:00:00Z"]);
-    assert_eq!(house.rows("SELECT usage FROM cpu WHERE host = 'a' AND time < '2024-01-01T00:00:30Z'"), ["1.5"]);
+    assert_eq!(
+        house.rows("SELECT usage FROM cpu WHERE host = 'a' AND time < '2024-01-01T00:00:30Z'"),
+        ["1.5"]
+    );
 }
 
 #[test]
@@ -31,10 +34,16 @@ fn writing_the_same_tags_and_time_again_replaces_column_by_column() {
     house.rows(CPU);
     house.flush();
     house.rows("INSERT INTO cpu (host, time, n) VALUES ('a', '2024-01-01T00:00:00Z', 42)");
-    assert_eq!(house.rows("SELECT usage, n FROM cpu WHERE host = 'a' ORDER BY time LIMIT 1"), ["1.5|42"]);
+    assert_eq!(
+        house.rows("SELECT usage, n FROM cpu WHERE host = 'a' ORDER BY time LIMIT 1"),
+        ["1.5|42"]
+    );
     assert_eq!(house.rows("SELECT count(*) FROM cpu"), ["4"]);
     house.flush();
-    assert_eq!(house.rows("SELECT usage, n FROM cpu WHERE host = 'a' ORDER BY time LIMIT 1"), ["1.5|42"]);
+    assert_eq!(
+        house.rows("SELECT usage, n FROM cpu WHERE host = 'a' ORDER BY time LIMIT 1"),
+        ["1.5|42"]
+    );
 }
 
 #[test]
@@ -110,13 +119,20 @@ fn results_are_named_as_in_postgresql() {
             }
         })
     };
-    assert_eq!(names("SELECT count(*), min(time), 1, 'x', 1, 1 FROM cpu"), ["count", "min", "?column?", "?column?", "?column?", "?column?"]);
+    assert_eq!(
+        names("SELECT count(*), min(time), 1, 'x', 1, 1 FROM cpu"),
+        ["count", "min", "?column?", "?column?", "?column?", "?column?"]
+    );
     assert_eq!(names("SELECT host, host, cpu.host, usage AS host FROM cpu"), ["host"; 4]);
     assert_eq!(names("SELECT *, host FROM cpu"), ["host", "usage", "n", "time", "host"]);
-    assert_eq!(names("SELECT time_bucket('1m', time), avg(usage) FROM cpu GROUP BY 1"), ["time_bucket", "avg"]);
+    assert_eq!(
+        names("SELECT time_bucket('1m', time), avg(usage) FROM cpu GROUP BY 1"),
+        ["time_bucket", "avg"]
+    );
     assert_eq!(house.rows("SELECT max FROM (SELECT max(n) FROM cpu) AS x"), ["7"]);
     assert_eq!(
-        house.rows("SELECT host, count(*) FROM cpu GROUP BY host ORDER BY count DESC, host LIMIT 1"),
+        house
+            .rows("SELECT host, count(*) FROM cpu GROUP BY host ORDER BY count DESC, host LIMIT 1"),
         ["a|2"]
     );
 }
@@ -163,9 +179,15 @@ fn system_tables_and_information_schema_answer() {
     let house = House::new();
     house.rows(CPU);
     house.flush();
-    assert_eq!(house.rows("SELECT \"table\", stored_rows, segments > 0 FROM system.tables"), ["cpu|4|true"]);
+    assert_eq!(
+        house.rows("SELECT \"table\", stored_rows, segments > 0 FROM system.tables"),
+        ["cpu|4|true"]
+    );
     assert_eq!(house.rows("SELECT sum(rows) FROM system.segments"), ["4"]);
-    assert_eq!(house.rows("SELECT value FROM system.settings WHERE name = 'server.http_port'"), ["7878"]);
+    assert_eq!(
+        house.rows("SELECT value FROM system.settings WHERE name = 'server.http_port'"),
+        ["7878"]
+    );
     assert_eq!(house.rows("SELECT sql FROM system.queries"), ["SELECT sql FROM system.queries"]);
     for table in ["actors", "ports", "supervision_events"] {
         house.rows(&format!("SELECT * FROM system.{table}"));
@@ -175,7 +197,8 @@ fn system_tables_and_information_schema_answer() {
         ["host|text", "usage|double precision", "n|bigint", "time|timestamp with time zone"]
     );
     assert_eq!(
-        house.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"),
+        house
+            .rows("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"),
         ["cpu"]
     );
 }

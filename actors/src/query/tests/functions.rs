@@ -7,7 +7,10 @@ fn time_bucket_floors_to_buckets() {
     let house = House::new();
     for (sql, expected) in [
         ("time_bucket('10s', '2024-01-01T00:00:17Z'::timestamptz)", "2024-01-01T00:00:10Z"),
-        ("time_bucket(interval '1 hour', '2024-01-01T05:59:59.999Z'::timestamptz)", "2024-01-01T05:00:00Z"),
+        (
+            "time_bucket(interval '1 hour', '2024-01-01T05:59:59.999Z'::timestamptz)",
+            "2024-01-01T05:00:00Z",
+        ),
         ("time_bucket('1 week', '2024-01-03T12:00:00Z'::timestamptz)", "2024-01-01T00:00:00Z"),
         ("time_bucket('1 month', '2024-02-29T12:00:00Z'::timestamptz)", "2024-02-01T00:00:00Z"),
         ("time_bucket('3 months', '2024-06-15T00:00:00Z'::timestamptz)", "2024-04-01T00:00:00Z"),
@@ -22,7 +25,12 @@ fn time_bucket_floors_to_buckets() {
     ] {
         assert_eq!(house.rows(&format!("SELECT {sql}")), [expected], "{sql}");
     }
-    for sql in ["time_bucket('0s', now())", "time_bucket('-5m', now())", "time_bucket('5m')", "time_bucket(5, now())"] {
+    for sql in [
+        "time_bucket('0s', now())",
+        "time_bucket('-5m', now())",
+        "time_bucket('5m')",
+        "time_bucket(5, now())",
+    ] {
         house.fails(&format!("SELECT {sql}"));
     }
 }
@@ -68,7 +76,10 @@ fn first_and_last_agree_with_sorting_over_many_groups() {
          WHERE r = 1 ORDER BY host",
     );
     assert_eq!(expected.len(), 301);
-    assert_eq!(house.rows("SELECT host, last(v, time) FROM t GROUP BY host ORDER BY host"), expected);
+    assert_eq!(
+        house.rows("SELECT host, last(v, time) FROM t GROUP BY host ORDER BY host"),
+        expected
+    );
 }
 
 #[test]

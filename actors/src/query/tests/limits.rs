@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::*;
 
 /// Counts more rows than any test waits for.
-const ENDLESS: &str = "SELECT count(*) FROM generate_series(1, 1000000000000) AS a WHERE sqrt(value) < 0";
+const ENDLESS: &str =
+    "SELECT count(*) FROM generate_series(1, 1000000000000) AS a WHERE sqrt(value) < 0";
 
 #[test]
 fn a_statement_timeout_stops_a_running_query() {
@@ -29,7 +30,9 @@ fn a_canceller_stops_a_running_query_and_its_session_lives_on() {
     let session = Arc::new(house.session());
     let canceller = session.canceller();
     let other = session.clone();
-    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
+    let running = house
+        .pools
+        .spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
     wait_until(&house, 1);
     canceller.cancel();
     let outcome = house.run(running).unwrap();
@@ -43,8 +46,13 @@ fn dropping_the_rows_stops_the_query() {
     let house = House::new();
     let session = house.session();
     house.run(async move {
-        let statement = session.parse("SELECT * FROM generate_series(1, 1000000000000)").await.unwrap().remove(0);
-        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await.unwrap();
+        let statement = session
+            .parse("SELECT * FROM generate_series(1, 1000000000000)")
+            .await
+            .unwrap()
+            .remove(0);
+        let outcome =
+            session.execute(Runnable::Statement(statement), Vec::new(), None).await.unwrap();
         let Outcome::Rows { mut stream, .. } = outcome else { panic!("no rows") };
         assert!(stream.next().await.unwrap().unwrap().num_rows() > 0);
     });
@@ -60,7 +68,9 @@ fn too_many_queries_wait_and_too_many_waiting_are_turned_away() {
     let session = Arc::new(house.session());
     let canceller = session.canceller();
     let other = session.clone();
-    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
+    let running = house
+        .pools
+        .spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&other, ENDLESS).await });
     // system.queries itself would have to wait; SHOW does not run on the engine.
     let busy = loop {
         match house.try_rows("SELECT 1") {
@@ -89,7 +99,11 @@ fn a_read_only_session_changes_nothing() {
     let session = Session::start(&house.supervisor, house.ports.clone(), context);
     house.rows("CREATE TABLE t (v BIGINT, time TIMESTAMPTZ)");
     house.run(async move {
-        for sql in ["INSERT INTO t VALUES (1, now())", "DROP TABLE t", "EXPLAIN ANALYZE INSERT INTO t VALUES (1, now())"] {
+        for sql in [
+            "INSERT INTO t VALUES (1, now())",
+            "DROP TABLE t",
+            "EXPLAIN ANALYZE INSERT INTO t VALUES (1, now())",
+        ] {
             assert_eq!(rows(&session, sql).await.unwrap_err().code(), Code::NotAuthorized, "{sql}");
         }
         assert_eq!(rows(&session, "SELECT count(*) FROM t").await.unwrap(), ["0"]);

@@ -9,7 +9,8 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }
 }
@@ -25,9 +26,15 @@ fn history(house: &House, seed: u64) -> Oracle {
             let (host, at) = (format!("h{}", dice.roll(4)), i64::try_from(dice.roll(40)).unwrap());
             let mut value = || (dice.roll(3) > 0).then(|| i64::try_from(dice.roll(1000)).unwrap());
             let (a, b) = (value(), value());
-            let show = |value: Option<i64>| value.map_or("NULL".to_owned(), |value| value.to_string());
+            let show =
+                |value: Option<i64>| value.map_or("NULL".to_owned(), |value| value.to_string());
             // An hour apart, so that several days and thus several segments come about.
-            values.push(format!("('{host}', {}, {}, {})", show(a), show(b), at * 3_600_000_000_000));
+            values.push(format!(
+                "('{host}', {}, {}, {})",
+                show(a),
+                show(b),
+                at * 3_600_000_000_000
+            ));
             let entry = oracle.entry((host, at)).or_default();
             *entry = (a.or(entry.0), b.or(entry.1));
         }
@@ -45,7 +52,8 @@ fn scans_agree_with_a_map() {
         let house = House::new();
         house.rows("CREATE TABLE t (host TEXT TAG, a BIGINT, b BIGINT, time TIMESTAMPTZ)");
         let oracle = history(&house, seed);
-        let shown = |value: &Option<i64>| value.map_or("NULL".to_owned(), |value| value.to_string());
+        let shown =
+            |value: &Option<i64>| value.map_or("NULL".to_owned(), |value| value.to_string());
         let expect = |keep: &dyn Fn(&str, i64) -> bool| -> Vec<String> {
             oracle
                 .iter()
@@ -61,21 +69,29 @@ fn scans_agree_with_a_map() {
         assert_eq!(select(""), expect(&|_, _| true), "seed {seed}");
         assert_eq!(select("WHERE host = 'h1'"), expect(&|host, _| host == "h1"), "seed {seed}");
         assert_eq!(
-            select("WHERE host IN ('h0', 'h3') AND time >= '1970-01-01T10:00:00Z' AND time < '1970-01-02T06:00:00Z'"),
+            select(
+                "WHERE host IN ('h0', 'h3') AND time >= '1970-01-01T10:00:00Z' AND time < '1970-01-02T06:00:00Z'"
+            ),
             expect(&|host, at| (host == "h0" || host == "h3") && (10..30).contains(&at)),
             "seed {seed}"
         );
         assert_eq!(select("WHERE host = 'none'"), [""; 0], "seed {seed}");
         assert_eq!(house.rows("SELECT count(*) FROM t"), [oracle.len().to_string()], "seed {seed}");
         let sum: i64 = oracle.values().filter_map(|(a, _)| *a).sum();
-        assert_eq!(house.rows("SELECT coalesce(sum(a), 0) FROM t"), [sum.to_string()], "seed {seed}");
+        assert_eq!(
+            house.rows("SELECT coalesce(sum(a), 0) FROM t"),
+            [sum.to_string()],
+            "seed {seed}"
+        );
     }
 }
 
 #[test]
 fn an_append_only_table_keeps_every_row() {
     let house = House::new();
-    house.rows("CREATE TABLE t (host TEXT TAG, v BIGINT, time TIMESTAMPTZ) WITH (append_only = true)");
+    house.rows(
+        "CREATE TABLE t (host TEXT TAG, v BIGINT, time TIMESTAMPTZ) WITH (append_only = true)",
+    );
     for round in 0..3 {
         house.rows(&format!("INSERT INTO t VALUES ('a', {round}, 5), ('a', {round}, 5)"));
         if round == 1 {
@@ -83,7 +99,10 @@ fn an_append_only_table_keeps_every_row() {
         }
     }
     assert_eq!(house.rows("SELECT count(*), sum(v) FROM t"), ["6|6"]);
-    assert_eq!(house.rows("SELECT v FROM t WHERE host = 'a' ORDER BY v"), ["0", "0", "1", "1", "2", "2"]);
+    assert_eq!(
+        house.rows("SELECT v FROM t WHERE host = 'a' ORDER BY v"),
+        ["0", "0", "1", "1", "2", "2"]
+    );
 }
 
 #[test]
@@ -95,7 +114,10 @@ fn plans_show_what_is_read() {
     let plan = |sql: &str| house.rows(&format!("EXPLAIN {sql}")).join("\n");
     assert!(plan("SELECT * FROM t").contains("segments=3"));
     assert!(plan("SELECT * FROM t WHERE time < '2024-01-02'").contains("segments=1"));
-    assert!(plan("SELECT * FROM t WHERE host = 'b'").contains("segments=1, memory=0, merged=0, host in [b]"));
+    assert!(
+        plan("SELECT * FROM t WHERE host = 'b'")
+            .contains("segments=1, memory=0, merged=0, host in [b]")
+    );
     assert!(!plan("SELECT count(*) FROM t").contains("TsScanExec"), "counted from metadata");
     assert!(house.rows("EXPLAIN ANALYZE SELECT * FROM t").join("\n").contains("output_rows=3"));
     assert_eq!(house.rows("SELECT host FROM t ORDER BY host LIMIT 2"), ["a", "b"]);
