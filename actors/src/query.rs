@@ -16,6 +16,7 @@ mod filter;
 mod functions;
 mod guc;
 mod information;
+mod interrupt;
 mod names;
 mod params;
 mod parse;

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::catalog::{Databases, Sources};
 use super::command::{Command, Define, Planned};
 use super::error::from_engine;
+use super::interrupt::{Gone, Listening, interruptible};
 use super::names::rename;
 use super::plan::{self, Plan, parsed};
 use super::rewrite::Rewriter;
@@ -251,12 +252,14 @@ impl Engine {
     /// Hands a job to the query runtime and waits for the head of its answer.
     async fn start(self: &Arc<Self>, job: Job) -> Result<Outcome> {
         let limits = job.limits.clone();
+        let listening = Listening::default();
+        let abandoned = listening.gone();
         let verb = job.statement.verb.clone();
         let (head, answered) = oneshot::channel();
         let (rows, received) = mpsc::channel(self.settings.query.stream_batches.max(1));
         let engine = self.clone();
         let span = tracing::info_span!("run query", sql = %job.statement.text);
-        let work = Box::pin(async move { engine.work(job, head, rows).await });
+        let work = Box::pin(async move { engine.work(job, abandoned, head, rows).await });
         let task =
             self.pools.spawn(Pool::Query, "query", tracing::Instrument::instrument(work, span));
         let head = limits.race(async { answered.await.map_err(|_| gone()) }).await;
@@ -270,15 +273,22 @@ impl Engine {
         };
         Ok(match head {
             Head::Written(count) => Outcome::Done { verb, rows: Some(count), settings: Vec::new() },
-            Head::Rows(schema) => {
-                Outcome::Rows { schema, stream: Box::pin(Answer::new(received, task, limits)) }
-            }
+            Head::Rows(schema) => Outcome::Rows {
+                schema,
+                stream: Box::pin(Answer::new(received, task, limits, listening)),
+            },
         })
     }
 
-    async fn work(&self, job: Job, head: oneshot::Sender<Result<Head>>, rows: mpsc::Sender<Rows>) {
+    async fn work(
+        &self,
+        job: Job,
+        gone: Gone,
+        head: oneshot::Sender<Result<Head>>,
+        rows: mpsc::Sender<Rows>,
+    ) {
         let limits = job.limits.clone();
-        let outcome = limits.race(Box::pin(self.open(&job))).await;
+        let outcome = limits.race(Box::pin(self.open(&job, &gone))).await;
         let Opened { schema, mut stream } = match outcome {
             Ok(Opening::Rows(opened)) => opened,
             Ok(Opening::Written(count)) => {
@@ -317,12 +327,13 @@ impl Engine {
         }
     }
 
-    async fn open(&self, job: &Job) -> Result<Opening> {
+    async fn open(&self, job: &Job, gone: &Gone) -> Result<Opening> {
         let began = self.env.clock.monotonic();
         let state = self.state(&job.session);
         let plan = self.bound(&state, job).await?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let physical = state.create_physical_plan(&plan).await.map_err(from_engine)?;
+        let physical = interruptible(physical, gone).map_err(from_engine)?;
         let planning = self.env.clock.monotonic().saturating_sub(began);
         metrics().queries.planning_seconds.observe(planning.as_secs_f64());
         let context = state.task_ctx();

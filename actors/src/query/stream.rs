@@ -11,6 +11,7 @@ use kymo_kernel::pools::Task;
 use kymo_kernel::{Error, Result};
 use tokio::sync::mpsc;
 
+use super::interrupt::Listening;
 use super::running::Limits;
 
 /// What the channel carries.
@@ -26,18 +27,25 @@ pub(super) fn once(batch: RecordBatch) -> BatchStream {
 pub(super) struct Answer {
     rows: mpsc::Receiver<Rows>,
     task: Option<Task<()>>,
+    listening: Option<Listening>,
     stop: Pin<Box<dyn Future<Output = Error> + Send>>,
 }
 
 impl Answer {
-    pub(super) fn new(rows: mpsc::Receiver<Rows>, task: Task<()>, limits: Limits) -> Self {
+    pub(super) fn new(
+        rows: mpsc::Receiver<Rows>,
+        task: Task<()>,
+        limits: Limits,
+        listening: Listening,
+    ) -> Self {
         let stop = Box::pin(async move { limits.reached().await });
-        Answer { rows, task: Some(task), stop }
+        Answer { rows, task: Some(task), listening: Some(listening), stop }
     }
 
     fn end(&mut self) {
         self.rows.close();
         self.task = None;
+        self.listening = None;
     }
 }
 

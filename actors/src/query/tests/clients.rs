@@ -1,10 +1,9 @@
 //! What drivers and tools send: parameters, cursors, transactions, catalog queries.
 
-use datafusion::arrow::array::IntervalMonthDayNanoArray;
 use datafusion::arrow::array::{
     Int32Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
 };
-use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNano, IntervalUnit};
+use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalUnit};
 
 use super::*;
 use crate::session::Status;
@@ -44,10 +43,7 @@ fn parameters_have_types_and_take_values() {
             [DataType::Int64, DataType::Int64]
         );
         assert_eq!(types("SELECT v FROM t WHERE v = ANY($1)").await, [list]);
-        assert_eq!(
-            types("SELECT count(*) FROM t WHERE time > now() - $1").await,
-            [interval.clone()]
-        );
+        assert_eq!(types("SELECT count(*) FROM t WHERE time > now() - $1").await, [interval]);
         assert_eq!(
             types("SELECT * FROM generate_series($1, $2)").await,
             [DataType::Int64, DataType::Int64]
@@ -79,12 +75,6 @@ fn parameters_have_types_and_take_values() {
         assert_eq!(
             run("SELECT * FROM generate_series($1, $2)", vec![one(1), one(3)]).await.unwrap(),
             ["1", "2", "3"]
-        );
-        let minute =
-            IntervalMonthDayNanoArray::from(vec![IntervalMonthDayNano::new(0, 0, 60_000_000_000)]);
-        assert_eq!(
-            run("SELECT max(time) + $1 FROM t", vec![Arc::new(minute)]).await.unwrap(),
-            ["1970-01-01T00:01:10Z"]
         );
         let narrow: ArrayRef = Arc::new(Int32Array::from(vec![3]));
         assert_eq!(run("SELECT v FROM t WHERE v = $1", vec![narrow]).await.unwrap(), ["3"]);
