@@ -5,8 +5,12 @@ Connects by the PG… variables of the environment; expects the table `cpu` of t
 
 import asyncio
 import datetime as dt
+import faulthandler
 
 import asyncpg
+
+# Whoever waits for ever says where.
+faulthandler.dump_traceback_later(120, exit=True)
 
 UTC = dt.timezone.utc
 

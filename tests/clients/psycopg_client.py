@@ -4,11 +4,15 @@ Connects by the PG… variables of the environment; expects the table `cpu` of t
 """
 
 import datetime as dt
+import faulthandler
 from decimal import Decimal
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
+
+# Whoever waits for ever says where.
+faulthandler.dump_traceback_later(120, exit=True)
 
 UTC = dt.timezone.utc
 

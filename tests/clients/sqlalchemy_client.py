@@ -4,10 +4,14 @@ Connects by the PG… variables of the environment; expects the table `cpu` of t
 """
 
 import datetime as dt
+import faulthandler
 import os
 import sys
 
 import sqlalchemy as sa
+
+# Whoever waits for ever says where.
+faulthandler.dump_traceback_later(120, exit=True)
 
 UTC = dt.timezone.utc
 
