@@ -301,7 +301,9 @@ fn place_of(value: &Value) -> String {
     if origin.starts_with("environment ") || origin.starts_with("flag ") {
         origin.to_owned()
     } else {
-        format!("file {origin}")
+        // The origin is relative to the current folder, which helps nobody who stands elsewhere.
+        let path = Path::new(origin).canonicalize().unwrap_or_else(|_| origin.into());
+        file_place(&path)
     }
 }
 
