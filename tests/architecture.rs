@@ -14,11 +14,15 @@ const ROOMS: [(&str, &[&str], &[&str]); 7] = [
         &["kymo-config"],
         &["datafusion", "datafusion-pg-catalog", "axum", "pgwire", "wasmtime"],
     ),
-    ("plugins", &["kymo-kernel"], &["datafusion", "datafusion-pg-catalog", "axum", "pgwire"]),
+    (
+        "plugins",
+        &["kymo-kernel", "kymo-config"],
+        &["datafusion", "datafusion-pg-catalog", "axum", "pgwire"],
+    ),
     (
         "actors",
         &["kymo-kernel", "kymo-plugins", "kymo-config"],
-        &["axum", "pgwire", "actix", "actix-rt"],
+        &["wasmtime", "axum", "pgwire", "actix", "actix-rt"],
     ),
     (
         "gateway",

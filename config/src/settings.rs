@@ -54,6 +54,8 @@ section! {
         query: Query = Query::default(),
         /// The PostgreSQL wire protocol.
         pg: Pg = Pg::default(),
+        /// Plugins.
+        plugins: Plugins = Plugins::default(),
         /// Logs, metrics and traces.
         observe: Observe = Observe::default(),
         /// Stopping.
@@ -263,6 +265,85 @@ section! {
         max_statements: usize = 1024,
         /// Bytes of SQL text in the prepared statements of one connection.
         max_statement_bytes: u64 = 16 * MIB,
+    }
+}
+
+section! {
+    /// Plugins: WebAssembly components that add functions and ingest transforms.
+    Plugins {
+        /// Whether plugins can be installed and called at all.
+        enabled: bool = true,
+        /// Whether plugins may use interfaces that can still change: window and table functions and
+        /// ingest transforms.
+        preview: bool = false,
+        /// Plugins that may be installed.
+        max_plugins: usize = 256,
+        /// Versions of one plugin that are kept, the one in use included.
+        max_versions: usize = 4,
+        /// Size of an uploaded component. Plugins in JavaScript need 2 MiB, in Python 20 MiB.
+        max_component_bytes: u64 = 4 * MIB,
+        /// WebAssembly functions in one component.
+        max_code_functions: usize = 20_000,
+        /// Size of the body of one WebAssembly function.
+        max_code_body_bytes: u64 = 128 * KIB,
+        /// Time, and CPU time, for compiling one component; it is compiled in a process of its own.
+        compile_timeout_ms: u64 = 60_000,
+        /// Address space of the process that compiles.
+        compile_memory_bytes: u64 = GIB,
+        /// Instances that live at a time, over all queries.
+        max_instances: usize = 256,
+        /// How long a query waits for a free instance before it is told to come back.
+        instance_wait_ms: u64 = 5000,
+        /// Memory of one instance, unless the plugin was installed with a limit of its own.
+        memory_bytes: u64 = 64 * MIB,
+        /// The largest limit for the memory of one instance that a plugin may be installed with.
+        max_memory_bytes: u64 = 256 * MIB,
+        /// Entries in the function tables of one instance.
+        max_table_elements: usize = 20_000,
+        /// Stack of a call.
+        stack_bytes: usize = 512 * 1024,
+        /// Time for one call on one batch, unless the plugin was installed with a limit of its own.
+        call_timeout_ms: u64 = 1000,
+        /// The largest limit for the time of one call that a plugin may be installed with.
+        max_call_timeout_ms: u64 = 60_000,
+        /// Time for an instance to start and for a component to describe itself.
+        start_timeout_ms: u64 = 100,
+        /// Size of what one call may hand back, on top of four times the size of its arguments.
+        max_result_bytes: u64 = 16 * MIB,
+        /// Rows of one call; larger batches are split.
+        max_batch_rows: usize = 65_536,
+        /// Functions that one plugin may offer.
+        max_functions: usize = 256,
+        /// Overloads that one function may have.
+        max_overloads: usize = 64,
+        /// Columns, or parameters, of one overload.
+        max_columns: usize = 256,
+        /// Size of a description or an error message; messages are cut, descriptions refused.
+        max_text_bytes: u64 = 4 * KIB,
+        /// Depth of a nested type.
+        max_type_depth: usize = 8,
+        /// Whether what plugins log is kept. Their lines can hold data of rows; only administrators
+        /// see them.
+        log: bool = true,
+        /// Lines that one instance may log; the rest is counted.
+        log_lines: usize = 64,
+        /// Bytes that one instance may log.
+        log_bytes: u64 = 16 * KIB,
+        /// Lines that system.plugin_log remembers.
+        log_entries: usize = 1024,
+        /// Faults within `fault_window_ms` after which a version is suspended.
+        max_faults: usize = 5,
+        /// The time in which faults are counted.
+        fault_window_ms: u64 = 60_000,
+        /// Faults of one ingest transform in a row after which its version is suspended.
+        max_transform_faults: usize = 3,
+        /// What a suspended version is followed by: `suspend` (nothing) or `rollback` (the version
+        /// before it).
+        on_fault: String = "suspend".to_owned(),
+        /// Calls after which the instance of an ingest transform is replaced.
+        recycle_calls: u64 = 10_000,
+        /// Age at which the instance of an ingest transform is replaced.
+        recycle_ms: u64 = 600_000,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, ToSocketAddrs};
 
 use crate::load::{Problem, REDACTED};
-use crate::settings::Settings;
+use crate::settings::{Plugins, Settings};
 
 /// Every rule that `settings` break. `place` tells where the value of a key came from.
 #[must_use]
@@ -14,6 +14,7 @@ pub fn check(settings: &Settings, place: &dyn Fn(&str) -> String) -> Vec<Problem
     rules.addresses(settings);
     rules.sizes(settings);
     rules.order(settings);
+    rules.plugins(&settings.plugins);
     rules.today(settings);
     rules.together(settings);
     rules.found
@@ -173,6 +174,76 @@ impl Rules<'_> {
         );
     }
 
+    fn plugins(&mut self, p: &Plugins) {
+        let sizes = [
+            ("plugins.max_plugins", p.max_plugins as u64),
+            ("plugins.max_versions", p.max_versions as u64),
+            ("plugins.max_component_bytes", p.max_component_bytes),
+            ("plugins.max_code_functions", p.max_code_functions as u64),
+            ("plugins.max_code_body_bytes", p.max_code_body_bytes),
+            ("plugins.compile_timeout_ms", p.compile_timeout_ms),
+            ("plugins.compile_memory_bytes", p.compile_memory_bytes),
+            ("plugins.max_instances", p.max_instances as u64),
+            ("plugins.instance_wait_ms", p.instance_wait_ms),
+            ("plugins.memory_bytes", p.memory_bytes),
+            ("plugins.max_memory_bytes", p.max_memory_bytes),
+            ("plugins.max_table_elements", p.max_table_elements as u64),
+            ("plugins.stack_bytes", p.stack_bytes as u64),
+            ("plugins.call_timeout_ms", p.call_timeout_ms),
+            ("plugins.max_call_timeout_ms", p.max_call_timeout_ms),
+            ("plugins.start_timeout_ms", p.start_timeout_ms),
+            ("plugins.max_result_bytes", p.max_result_bytes),
+            ("plugins.max_batch_rows", p.max_batch_rows as u64),
+            ("plugins.max_functions", p.max_functions as u64),
+            ("plugins.max_overloads", p.max_overloads as u64),
+            ("plugins.max_columns", p.max_columns as u64),
+            ("plugins.max_text_bytes", p.max_text_bytes),
+            ("plugins.max_type_depth", p.max_type_depth as u64),
+            ("plugins.log_lines", p.log_lines as u64),
+            ("plugins.log_bytes", p.log_bytes),
+            ("plugins.log_entries", p.log_entries as u64),
+            ("plugins.max_faults", p.max_faults as u64),
+            ("plugins.fault_window_ms", p.fault_window_ms),
+            ("plugins.max_transform_faults", p.max_transform_faults as u64),
+            ("plugins.recycle_calls", p.recycle_calls),
+            ("plugins.recycle_ms", p.recycle_ms),
+        ];
+        for (key, value) in sizes {
+            self.positive(key, value);
+        }
+        self.word("plugins.on_fault", &p.on_fault, &["suspend", "rollback"]);
+        self.need(
+            p.memory_bytes <= p.max_memory_bytes,
+            "plugins.memory_bytes",
+            format!(
+                "{} is above plugins.max_memory_bytes ({})",
+                p.memory_bytes, p.max_memory_bytes
+            ),
+            "raise the maximum or lower this",
+        );
+        self.need(
+            p.call_timeout_ms <= p.max_call_timeout_ms,
+            "plugins.call_timeout_ms",
+            format!(
+                "{} is above plugins.max_call_timeout_ms ({})",
+                p.call_timeout_ms, p.max_call_timeout_ms
+            ),
+            "raise the maximum or lower this",
+        );
+        self.need(
+            p.max_memory_bytes <= 4 << 30,
+            "plugins.max_memory_bytes",
+            format!("{} is more than an instance can address", p.max_memory_bytes),
+            "use 4294967296 or less",
+        );
+        self.need(
+            (64 << 10..=2 << 20).contains(&p.stack_bytes),
+            "plugins.stack_bytes",
+            format!("{} is not a size for a stack", p.stack_bytes),
+            "use 65536 to 2097152: calls run on the stacks of the query threads",
+        );
+    }
+
     /// Keys that exist for later growth and have one possible value so far.
     fn today(&mut self, s: &Settings) {
         self.need(
@@ -294,6 +365,12 @@ mod tests {
             ("store.url", |s| s.store.url = "s3://bucket".into()),
             ("server.tls_cert", |s| s.server.tls_cert = Some("cert.pem".into())),
             ("server.tls_key", |s| s.server.tls_key = Some("key.pem".into())),
+            ("plugins.max_instances", |s| s.plugins.max_instances = 0),
+            ("plugins.on_fault", |s| s.plugins.on_fault = "cry".into()),
+            ("plugins.memory_bytes", |s| s.plugins.max_memory_bytes = 1),
+            ("plugins.max_memory_bytes", |s| s.plugins.max_memory_bytes = u64::MAX),
+            ("plugins.call_timeout_ms", |s| s.plugins.max_call_timeout_ms = 1),
+            ("plugins.stack_bytes", |s| s.plugins.stack_bytes = 1),
             ("auth.admin_password", |s| s.auth.admin_password = Some(String::new())),
             ("auth.admin_password", |s| s.auth.admin_password = Some(REDACTED.into())),
         ];

@@ -35,10 +35,12 @@ pub fn status(code: Code) -> StatusCode {
         | Code::Settings => StatusCode::BAD_REQUEST,
         Code::NotAuthenticated => StatusCode::UNAUTHORIZED,
         Code::NotAuthorized => StatusCode::FORBIDDEN,
-        Code::DatabaseNotFound | Code::TableNotFound => StatusCode::NOT_FOUND,
+        Code::DatabaseNotFound | Code::TableNotFound | Code::PluginNotFound => {
+            StatusCode::NOT_FOUND
+        }
         Code::AlreadyExists => StatusCode::CONFLICT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::TypeConflict => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::TypeConflict | Code::PluginFailed => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         Code::Deadline => StatusCode::GATEWAY_TIMEOUT,
         Code::LimitReached
@@ -51,6 +53,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::Poisoned
         | Code::Locked
         | Code::Fenced
+        | Code::PluginUnavailable
         | Code::Conflict => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -67,6 +70,11 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::ColumnNotFound => "42703",
         Code::FunctionNotFound => "42883",
         Code::SettingNotFound => "42704",
+        Code::PluginNotFound => "42704",
+        // object_not_in_prerequisite_state
+        Code::PluginUnavailable => "55000",
+        // external_routine_exception
+        Code::PluginFailed => "38000",
         Code::AlreadyExists => "42P07",
         Code::TypeConflict => "42804",
         Code::InvalidCast => "22P02",
@@ -192,6 +200,8 @@ mod tests {
             assert_eq!(sqlstate(code).len(), 5, "{code}");
         }
         assert_eq!(sqlstate(Code::Busy), "53000");
+        assert_eq!(sqlstate(Code::PluginFailed), "38000");
+        assert_eq!(sqlstate(Code::PluginUnavailable), "55000");
         assert_eq!(close_code(Code::Busy), 1013);
         assert_eq!(close_code(Code::TooLarge), 1009);
         assert_eq!(close_code(Code::NotAuthenticated), 3000);

@@ -48,6 +48,12 @@ codes! {
     FunctionNotFound = "function_not_found",
     /// A named setting does not exist.
     SettingNotFound = "setting_not_found",
+    /// A named plugin, or a version of it, does not exist.
+    PluginNotFound = "plugin_not_found",
+    /// A plugin that is suspended, disabled or failed to load.
+    PluginUnavailable = "plugin_unavailable",
+    /// A plugin failed in a call: it trapped, broke its interface or reported a defect of its own.
+    PluginFailed = "plugin_failed",
     /// The object to create exists.
     AlreadyExists = "already_exists",
     /// A value's type differs from its column's.

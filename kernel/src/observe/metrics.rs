@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 use crate::invariant::Invariant;
@@ -43,6 +44,9 @@ macro_rules! families {
     (@make IntGauge, $metric:literal, $help:expr) => { IntGauge::new($metric, $help) };
     (@make IntCounterVec, $metric:literal, $help:expr, [$($label:literal),+]) => {
         IntCounterVec::new(Opts::new($metric, $help), &[$($label),+])
+    };
+    (@make IntGaugeVec, $metric:literal, $help:expr, [$($label:literal),+]) => {
+        IntGaugeVec::new(Opts::new($metric, $help), &[$($label),+])
     };
     (@make Histogram, $metric:literal, $help:expr, $buckets:ident) => {
         Histogram::with_opts(HistogramOpts::new($metric, $help).buckets($buckets.to_vec()))
@@ -181,6 +185,35 @@ families! {
     }
 }
 
+families! {
+    /// Plugins, by name and version.
+    PluginMetrics {
+        /// Calls into plugins that ended, by plugin and the first digits of its version's digest.
+        calls: IntCounterVec = "kymo_plugin_calls_total" ["plugin", "version"],
+        /// Rows handed to plugins.
+        rows: IntCounterVec = "kymo_plugin_rows_total" ["plugin", "version"],
+        /// Time within plugins, in nanoseconds.
+        nanoseconds: IntCounterVec = "kymo_plugin_nanoseconds_total" ["plugin", "version"],
+        /// Faults of plugins: traps, deadlines, memory and broken promises of the interface.
+        faults: IntCounterVec = "kymo_plugin_faults_total" ["plugin", "version", "kind"],
+        /// The most memory that one instance has had.
+        memory_bytes: IntGaugeVec = "kymo_plugin_memory_high_water_bytes" ["plugin", "version"],
+        /// Instances that live, over all plugins.
+        instances: IntGauge = "kymo_plugin_instances",
+        /// Instances made.
+        created_instances: IntCounter = "kymo_plugin_instances_created_total",
+        /// Times that somebody waited for a free instance.
+        instance_waits: IntCounter = "kymo_plugin_instance_waits_total",
+        /// Time of compiling one component.
+        compile_seconds: Histogram = "kymo_plugin_compile_seconds" buckets SLOW,
+        /// Compiled components taken from the cache, by whether they were `hit`, `missing` or
+        /// `rejected`.
+        cache: IntCounterVec = "kymo_plugin_cache_total" ["outcome"],
+        /// Lines that plugins logged beyond their allowance.
+        dropped_log_lines: IntCounter = "kymo_plugin_dropped_log_lines_total",
+    }
+}
+
 /// Every family of the process.
 pub struct Metrics {
     registry: Registry,
@@ -198,6 +231,8 @@ pub struct Metrics {
     pub pg: PgMetrics,
     /// Queries.
     pub queries: QueryMetrics,
+    /// Plugins.
+    pub plugins: PluginMetrics,
     broken_invariants: IntCounterVec,
 }
 
@@ -216,6 +251,7 @@ impl Metrics {
             http: HttpMetrics::new(&registry),
             pg: PgMetrics::new(&registry),
             queries: QueryMetrics::new(&registry),
+            plugins: PluginMetrics::new(&registry),
             broken_invariants: register(&registry, invariants),
             registry,
         }
