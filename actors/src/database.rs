@@ -63,6 +63,7 @@ impl Database {
         let system = System::boot(Arc::new(settings), real::env(), pools.clone())?;
         let session = Arc::new(SessionContext {
             user: EMBEDDED_USER.to_owned(),
+            admin: true,
             database: DEFAULT_DATABASE.to_owned(),
             schema: DEFAULT_SCHEMA.to_owned(),
             settings: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! behind an admission gate, under a time limit and a cancel token. The engine is DataFusion,
 //! which no other part of Kymo sees: messages carry text, Arrow and our own errors.
 
+mod allow;
 mod build;
 mod catalog;
 mod command;

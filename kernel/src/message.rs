@@ -218,6 +218,8 @@ impl Message for Committed {
 pub struct SessionContext {
     /// Who asks.
     pub user: String,
+    /// Whether they may change definitions and see what other users ask.
+    pub admin: bool,
     /// The current database.
     pub database: String,
     /// The current schema.

@@ -20,6 +20,7 @@ use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::{Code, Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::allow::{administrator, writable};
 use super::catalog::{Databases, Sources};
 use super::command::{Command, Define, Planned};
 use super::error::from_engine;
@@ -166,6 +167,7 @@ impl Engine {
             }
             Command::Define(define) => {
                 writable(&session, &statement.verb)?;
+                administrator(&session, &statement.verb)?;
                 limits.race(self.define(define, &session)).await?;
                 Ok(done(&statement.verb))
             }
@@ -420,14 +422,6 @@ fn gone() -> Error {
 
 fn done(verb: &str) -> Outcome {
     Outcome::Done { verb: verb.to_owned(), rows: None, settings: Vec::new() }
-}
-
-fn writable(session: &SessionContext, verb: &str) -> Result<()> {
-    if !session.read_only {
-        return Ok(());
-    }
-    Err(Error::new(Code::NotAuthorized, format!("cannot execute {verb} in a read-only session"))
-        .with_hint("use POST for statements that change something"))
 }
 
 /// The batch under the names that the client expects.

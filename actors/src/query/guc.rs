@@ -120,6 +120,7 @@ pub(crate) fn show(session: &SessionContext, name: &str) -> Result<String> {
         "session_authorization" => return Ok(session.user.clone()),
         "database" => return Ok(session.database.clone()),
         "schema" => return Ok(session.schema.clone()),
+        "is_superuser" => return Ok(if session.admin { "on" } else { "off" }.to_owned()),
         _ => {}
     }
     if let Some(value) = session.settings.get(&name) {
@@ -261,6 +262,7 @@ mod tests {
     fn session() -> SessionContext {
         SessionContext {
             user: "ada".into(),
+            admin: true,
             database: "kymo".into(),
             schema: "public".into(),
             settings: Default::default(),

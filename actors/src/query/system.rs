@@ -10,13 +10,19 @@ use datafusion::arrow::array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
 };
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
-use datafusion::common::{DataFusionError, Result};
+use datafusion::catalog::{SchemaProvider, Session, TableProvider};
+use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::datasource::TableType;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::ExecutionPlan;
 use kymo_config::Settings;
+use kymo_kernel::message::SessionContext;
 use kymo_kernel::schema::time_type;
 
 use super::Tables;
+use super::allow::{HIDDEN, sees};
+use super::context::Caller;
 use super::running::Running;
 
 /// The name of the schema.
@@ -107,7 +113,7 @@ impl fmt::Debug for Inspector {
 struct SystemTable {
     name: &'static str,
     columns: &'static [(&'static str, Kind)],
-    rows: fn(&Inspector) -> Vec<Vec<Cell>>,
+    rows: fn(&Inspector, &SessionContext) -> Vec<Vec<Cell>>,
 }
 
 #[derive(Clone, Copy)]
@@ -192,7 +198,7 @@ static TABLES: &[SystemTable] = &[
             ("restarts", Kind::Number),
             ("observed", Kind::Text),
         ],
-        rows: |inspector| {
+        rows: |inspector, _| {
             let row = |each: ActorRow| {
                 vec![
                     Cell::Text(each.name),
@@ -215,7 +221,7 @@ static TABLES: &[SystemTable] = &[
             ("queued", Kind::Number),
             ("bytes", Kind::Number),
         ],
-        rows: |inspector| {
+        rows: |inspector, _| {
             let row = |each: PortRow| {
                 vec![
                     Cell::Text(each.name),
@@ -237,7 +243,7 @@ static TABLES: &[SystemTable] = &[
             ("event", Kind::Text),
             ("detail", Kind::Text),
         ],
-        rows: |inspector| {
+        rows: |inspector, _| {
             let row = |each: SupervisionRow| {
                 vec![
                     Cell::Time(each.time),
@@ -251,8 +257,10 @@ static TABLES: &[SystemTable] = &[
     },
 ];
 
-fn queries(inspector: &Inspector) -> Vec<Vec<Cell>> {
+fn queries(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
     let row = |each: super::running::Shown| {
+        let sql = if sees(session, &each.user) { &each.sql } else { HIDDEN };
+        let sql = Cell::Text(sql.to_owned());
         vec![
             number(each.id),
             Cell::Text(each.user),
@@ -261,13 +269,13 @@ fn queries(inspector: &Inspector) -> Vec<Vec<Cell>> {
             Cell::Time(each.started_ns),
             number(u64::try_from(each.elapsed.as_millis()).unwrap_or(u64::MAX)),
             number(each.rows),
-            Cell::Text(each.sql.to_string()),
+            sql,
         ]
     };
     inspector.running.all().into_iter().map(row).collect()
 }
 
-fn tables(inspector: &Inspector) -> Vec<Vec<Cell>> {
+fn tables(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
     let snapshot = inspector.tables.catalog();
     let row = |(name, id): (&kymo_kernel::schema::TableName, &kymo_kernel::ids::TableId)| {
         let meta = snapshot.table_by_id(*id)?;
@@ -298,7 +306,7 @@ fn tables(inspector: &Inspector) -> Vec<Vec<Cell>> {
     snapshot.names.iter().filter_map(row).collect()
 }
 
-fn segments(inspector: &Inspector) -> Vec<Vec<Cell>> {
+fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
     let snapshot = inspector.tables.catalog();
     let mut rows = Vec::new();
     for (name, id) in snapshot.names.iter() {
@@ -321,31 +329,41 @@ fn segments(inspector: &Inspector) -> Vec<Vec<Cell>> {
     rows
 }
 
+/// Settings that tell about the machine and its accounts: for administrators only.
+const GUARDED: [&str; 4] = ["auth.", "server.data_dir", "server.tls_", "store.url"];
+
 /// Every setting of the server by its full name. Secrets are not shown.
-fn settings(inspector: &Inspector) -> Vec<Vec<Cell>> {
-    let mut rows = Vec::new();
+fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
+    let mut found = Vec::new();
     if let Ok(value) = serde_json::to_value(inspector.settings.as_ref()) {
-        flatten(String::new(), &value, &mut rows);
+        flatten(String::new(), &value, &mut found);
     }
-    rows
+    let row = |(name, value): (String, Option<String>)| {
+        let value = match value {
+            Some(_) if name.contains("password") => Cell::Text("***".to_owned()),
+            Some(_) if !session.admin && GUARDED.iter().any(|each| name.starts_with(each)) => {
+                Cell::Text(HIDDEN.to_owned())
+            }
+            Some(value) => Cell::Text(value),
+            None => Cell::Null,
+        };
+        vec![Cell::Text(name), value]
+    };
+    found.into_iter().map(row).collect()
 }
 
-fn flatten(name: String, value: &serde_json::Value, rows: &mut Vec<Vec<Cell>>) {
+/// The leaves of a tree by their full names.
+fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Option<String>)>) {
     match value {
         serde_json::Value::Object(map) => {
             for (key, value) in map {
                 let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                flatten(full, value, rows);
+                flatten(full, value, found);
             }
         }
-        _ if name.contains("password") => {
-            rows.push(vec![Cell::Text(name), Cell::Text("***".to_owned())])
-        }
-        serde_json::Value::Null => rows.push(vec![Cell::Text(name), Cell::Null]),
-        serde_json::Value::String(text) => {
-            rows.push(vec![Cell::Text(name), Cell::Text(text.clone())])
-        }
-        other => rows.push(vec![Cell::Text(name), Cell::Text(other.to_string())]),
+        serde_json::Value::Null => found.push((name, None)),
+        serde_json::Value::String(text) => found.push((name, Some(text.clone()))),
+        other => found.push((name, Some(other.to_string()))),
     }
 }
 
@@ -373,8 +391,8 @@ impl SystemTable {
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
     }
 
-    fn batch(&self, inspector: &Inspector) -> Result<RecordBatch> {
-        let rows = (self.rows)(inspector);
+    fn batch(&self, inspector: &Inspector, session: &SessionContext) -> Result<RecordBatch> {
+        let rows = (self.rows)(inspector, session);
         let columns = self.columns.iter().enumerate().map(|(at, (_, kind))| -> ArrayRef {
             let cells = rows.iter().map(|row| &row[at]);
             match kind {
@@ -415,8 +433,7 @@ impl SchemaProvider for SystemSchema {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
         let Some(table) = TABLES.iter().find(|table| table.name == name) else { return Ok(None) };
-        let batch = table.batch(&self.0)?;
-        Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+        Ok(Some(Arc::new(View { table, inspector: self.0.clone() })))
     }
 
     async fn table_type(&self, name: &str) -> Result<Option<TableType>, DataFusionError> {
@@ -425,5 +442,44 @@ impl SchemaProvider for SystemSchema {
 
     fn table_exist(&self, name: &str) -> bool {
         TABLES.iter().any(|table| table.name == name)
+    }
+}
+
+/// A system table: filled when it is scanned, with what the session that asks may see.
+struct View {
+    table: &'static SystemTable,
+    inspector: Arc<Inspector>,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "View({})", self.table.name)
+    }
+}
+
+#[async_trait]
+impl TableProvider for View {
+    fn schema(&self) -> SchemaRef {
+        self.table.schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::View
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(session) = Caller::of(state.config_options()) else {
+            return internal_err!("system.{} needs a session", self.table.name);
+        };
+        let batch = self.table.batch(&self.inspector, session)?;
+        let schema = batch.schema();
+        let scan = MemorySourceConfig::try_new_exec(&[vec![batch]], schema, projection.cloned())?;
+        Ok(scan)
     }
 }

@@ -4,6 +4,7 @@ mod clients;
 mod dialect;
 mod functions;
 mod limits;
+mod privileges;
 mod scans;
 
 use std::sync::Arc;
@@ -87,6 +88,7 @@ impl House {
     fn session(&self) -> Session {
         let context = SessionContext {
             user: "ada".into(),
+            admin: true,
             database: "kymo".into(),
             schema: "public".into(),
             settings: Default::default(),

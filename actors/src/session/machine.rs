@@ -194,6 +194,7 @@ mod tests {
     fn machine() -> Machine {
         Machine::new(SessionContext {
             user: "ada".into(),
+            admin: true,
             database: "kymo".into(),
             schema: "public".into(),
             settings: [("application_name".to_owned(), "psql".to_owned())].into(),

@@ -30,8 +30,12 @@ use crate::error;
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// `GET /query?q=`.
-pub async fn get(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
-    influxql(&app, &Parameters::read(query.unwrap_or_default().as_bytes())).await
+pub async fn get(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    influxql(&app, &identity, &Parameters::read(query.unwrap_or_default().as_bytes())).await
 }
 
 /// `POST /query`, with InfluxQL as a form or SQL as JSON.
@@ -53,7 +57,7 @@ pub async fn post(
             Err(error) => refuse_sql(&error),
         };
     }
-    influxql(&app, &Parameters::read(&bytes).or(parameters)).await
+    influxql(&app, &identity, &Parameters::read(&bytes).or(parameters)).await
 }
 
 async fn sql(
@@ -109,7 +113,7 @@ fn refuse_sql(error: &Error) -> Response {
     response
 }
 
-async fn influxql(app: &App, parameters: &Parameters) -> Response {
+async fn influxql(app: &App, identity: &Identity, parameters: &Parameters) -> Response {
     let Some(text) = parameters.get("q") else {
         let error = Error::new(Code::InvalidInput, "missing required parameter \"q\"");
         return Api::V1.refuse(&error);
@@ -117,7 +121,7 @@ async fn influxql(app: &App, parameters: &Parameters) -> Response {
     let mut results = Vec::new();
     for (id, statement) in text.split(';').map(str::trim).filter(|s| !s.is_empty()).enumerate() {
         let words = words(statement);
-        let mut result = match one(app, &words, parameters.get("db")).await {
+        let mut result = match one(app, identity, &words, parameters.get("db")).await {
             Ok(result) => result,
             Err(error) if error::retry_after(&error).is_some() => return Api::V1.refuse(&error),
             Err(error) => json!({ "error": error.message() }),
@@ -129,12 +133,25 @@ async fn influxql(app: &App, parameters: &Parameters) -> Response {
 }
 
 /// Runs one statement of InfluxQL.
-async fn one(app: &App, words: &[Word], database: Option<&str>) -> Result<Value> {
+async fn one(
+    app: &App,
+    identity: &Identity,
+    words: &[Word],
+    database: Option<&str>,
+) -> Result<Value> {
     let keywords: Vec<String> = words.iter().take(2).map(Word::keyword).collect();
     let keywords: Vec<&str> = keywords.iter().map(String::as_str).collect();
     match (keywords.as_slice(), words) {
         (["CREATE", "DATABASE"], [_, _, name, ..]) => {
             let name = name.0.clone();
+            // Agents ask for what is there already, whoever they are.
+            if !identity.admin && !app.backend.catalog().databases.contains(&name) {
+                return Err(Error::new(
+                    Code::NotAuthorized,
+                    format!("CREATE DATABASE needs an administrator, and {:?} is none", identity.name),
+                )
+                .with_hint("databases are also made by writing to them"));
+            }
             app.backend.ddl(Ddl::CreateDatabase { name, if_not_exists: true }).await?;
             Ok(json!({}))
         }

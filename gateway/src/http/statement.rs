@@ -101,6 +101,7 @@ fn session(app: &App, identity: &Identity, ask: &Ask) -> Result<SessionContext> 
     }
     Ok(SessionContext {
         user: identity.name.to_string(),
+        admin: identity.admin,
         database: database.to_owned(),
         schema: DEFAULT_SCHEMA.to_owned(),
         settings: BTreeMap::new(),

@@ -142,7 +142,10 @@ struct Server {
 fn server() -> Server {
     let mut settings = Settings::default();
     settings.ingest.max_body_bytes = 1 << 20;
-    let accounts = InMemory::new(vec![make("ada", "secret", true, &["tok"], &Bits).unwrap()]);
+    let accounts = InMemory::new(vec![
+        make("ada", "secret", true, &["tok"], &Bits).unwrap(),
+        make("bob", "secret", false, &["visitor"], &Bits).unwrap(),
+    ]);
     let door = Authenticator::new(&settings, accounts, &Bits).unwrap();
     let fake = Arc::new(Fake::default());
     let app = App::new(Arc::clone(&fake) as _, Arc::new(settings), door);
@@ -581,6 +584,30 @@ async fn influxql_knows_what_agents_ask() {
     assert_eq!(server.get("/query").await.status, 400);
     *server.fake.refusal.lock() = Some(Error::new(Code::Busy, "later"));
     assert_eq!(server.post("/query?q=CREATE+DATABASE+x", "").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_query_says_whether_an_administrator_asks() {
+    let server = server();
+    for (token, admin) in [("tok", true), ("visitor", false)] {
+        let header = format!("Bearer {token}");
+        let request = Request::get("/api/v3/query_sql?db=kymo&q=SELECT")
+            .header("authorization", header.as_str());
+        assert_eq!(server.send(request.body(Body::empty()).unwrap()).await.status, 200);
+        let session = Arc::clone(&server.fake.queries.lock().last().unwrap().session);
+        assert_eq!(session.admin, admin, "{token}");
+        let request = Request::post("/query?q=CREATE+DATABASE+new").header("authorization", header);
+        let answer = server.send(request.body(Body::empty()).unwrap()).await.json();
+        let refused = answer["results"][0]["error"].as_str().is_some_and(|text| {
+            text == "CREATE DATABASE needs an administrator, and \"bob\" is none"
+        });
+        assert_eq!(refused, !admin, "{answer}");
+    }
+    assert_eq!(server.fake.ddl.lock().len(), 1);
+    let request = Request::post("/query?q=CREATE+DATABASE+kymo");
+    let request = request.header("authorization", "Bearer visitor").body(Body::empty());
+    let answer = server.send(request.unwrap()).await.json();
+    assert_eq!(answer, json!({"results": [{"statement_id": 0}]}), "it is there already");
 }
 
 #[tokio::test]

@@ -214,6 +214,7 @@ mod tests {
             let settings = [("statement_timeout".to_owned(), text.to_owned())].into();
             statement_timeout(&SessionContext {
                 user: String::new(),
+                admin: false,
                 database: String::new(),
                 schema: String::new(),
                 settings,

@@ -76,7 +76,7 @@ async fn talk(
         wire.put(&PgWireBackendMessage::NegotiateProtocolVersion(reply));
     }
     let identity = prove(gate, wire, &wanted.user).await?;
-    let session = open(gate, &wanted).await.map_err(Broken::Refused)?;
+    let session = open(gate, &wanted, &identity).await.map_err(Broken::Refused)?;
     let registered = gate.registry.enter(minor, session.canceller(), gate.random.as_ref());
     wire.put(&PgWireBackendMessage::Authentication(Authentication::Ok));
     let key = BackendKeyData::new(registered.pid, SecretKey::Bytes(registered.secret.clone()));
@@ -166,7 +166,11 @@ fn text(bytes: &[u8]) -> Result<&str> {
     decode::utf8(bytes).map_err(|_| protocol("malformed SCRAM message"))
 }
 
-async fn open(gate: &Gate, wanted: &Wanted) -> Result<Box<dyn Conversation>> {
+async fn open(
+    gate: &Gate,
+    wanted: &Wanted,
+    identity: &Identity,
+) -> Result<Box<dyn Conversation>> {
     let database = wanted.database.as_deref().unwrap_or(DEFAULT_DATABASE);
     if !gate.backend.has_database(database) {
         return Err(Error::new(
@@ -177,6 +181,7 @@ async fn open(gate: &Gate, wanted: &Wanted) -> Result<Box<dyn Conversation>> {
     }
     let context = SessionContext {
         user: wanted.user.clone(),
+        admin: identity.admin,
         database: database.to_owned(),
         schema: DEFAULT_SCHEMA.to_owned(),
         settings: wanted.settings.clone(),

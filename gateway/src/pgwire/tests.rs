@@ -29,7 +29,10 @@ async fn scram_lets_the_right_password_in_and_nothing_else() {
         config.host("127.0.0.1").port(server.port()).user(user).password(password).dbname("kymo");
         config
     };
-    assert!(config("ann", "secret").connect(tokio_postgres::NoTls).await.is_ok());
+    for (user, admins) in [("bob", 0), ("ann", 1)] {
+        assert!(config(user, "secret").connect(tokio_postgres::NoTls).await.is_ok());
+        assert_eq!(server.admins(), admins, "{user}");
+    }
     let mut refusals = Vec::new();
     for (user, password) in [("ann", "wrong"), ("nobody", "secret")] {
         let error = config(user, password).connect(tokio_postgres::NoTls).await.err().unwrap();

@@ -32,6 +32,7 @@ struct Counters {
     queries: AtomicUsize,
     written: AtomicUsize,
     stopped: AtomicUsize,
+    admins: AtomicUsize,
 }
 
 struct Script(Arc<Counters>);
@@ -65,6 +66,7 @@ impl Backend for Script {
     }
 
     async fn open(&self, context: SessionContext) -> Result<Box<dyn Conversation>> {
+        self.0.admins.fetch_add(usize::from(context.admin), Ordering::SeqCst);
         Ok(Box::new(Actor {
             counters: Arc::clone(&self.0),
             context: Arc::new(context),
@@ -214,8 +216,9 @@ impl Server {
         let settings = Arc::new(settings);
         let env = real::env();
         let random = Arc::clone(&env.random);
-        let user = make("ann", "secret", true, &[], random.as_ref()).unwrap();
-        let accounts = InMemory::new(vec![user]);
+        let users = [("ann", true), ("bob", false)];
+        let users = users.map(|(name, admin)| make(name, "secret", admin, &[], random.as_ref()));
+        let accounts = InMemory::new(users.map(Result::unwrap).into());
         let authenticator = Authenticator::new(&settings, accounts, random.as_ref()).unwrap();
         let counters = Arc::new(Counters::default());
         let backend = Arc::new(Script(Arc::clone(&counters)));
@@ -233,6 +236,11 @@ impl Server {
 
     pub(super) fn queries(&self) -> usize {
         self.counters.queries.load(Ordering::SeqCst)
+    }
+
+    /// Sessions that were opened as an administrator's.
+    pub(super) fn admins(&self) -> usize {
+        self.counters.admins.load(Ordering::SeqCst)
     }
 
     pub(super) fn written(&self) -> usize {
