@@ -5,6 +5,7 @@
 //! which no other part of Kymo sees: messages carry text, Arrow and our own errors.
 
 mod allow;
+mod analyze;
 mod build;
 mod catalog;
 mod command;
@@ -17,8 +18,10 @@ mod filter;
 mod functions;
 mod guc;
 mod information;
+mod instants;
 mod interrupt;
 mod names;
+mod owners;
 mod params;
 mod parse;
 mod pgtypes;

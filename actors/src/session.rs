@@ -437,16 +437,22 @@ impl SessionActor {
                 }
                 Outcome::Done { verb, rows, settings }
             }
-            rows => rows,
+            Outcome::Rows { schema, stream, settings } => {
+                for change in &settings {
+                    let scope = if change.local { Scope::Transaction } else { Scope::Session };
+                    self.machine.set(vec![(change.name.clone(), change.value.clone())], scope);
+                }
+                Outcome::Rows { schema, stream, settings }
+            }
         }
     }
 
     fn answer(&mut self, reply: Reply<Execute>, outcome: Result<Outcome>) {
         match outcome {
-            Ok(Outcome::Rows { schema, stream }) => {
+            Ok(Outcome::Rows { schema, stream, settings }) => {
                 self.shared.publish(&self.machine);
                 let watched = Watched { stream, shared: self.shared.clone() };
-                reply.ok(Outcome::Rows { schema, stream: Box::pin(watched) });
+                reply.ok(Outcome::Rows { schema, stream: Box::pin(watched), settings });
             }
             Ok(done) => {
                 self.shared.publish(&self.machine);
@@ -497,8 +503,9 @@ impl SessionActor {
         let query = self.query(message);
         let call = self.query.clone();
         cx.then(async move { call.call(query).await }, move |actor, outcome, _| {
+            let outcome = outcome.map(|outcome| actor.settle(outcome, Scope::Session));
             let outcome = outcome.and_then(|outcome| match outcome {
-                Outcome::Rows { schema, stream } => {
+                Outcome::Rows { schema, stream, .. } => {
                     actor.cursors.insert(name, Cursor::new(schema, stream, hold, cancel));
                     Ok(done("DECLARE CURSOR"))
                 }
@@ -527,7 +534,8 @@ impl SessionActor {
         let stream = cursor.fetch(count);
         if !skip {
             let schema = cursor.schema.clone();
-            return Some((reply, Ok(Outcome::Rows { schema, stream })));
+            let settings = Vec::new();
+            return Some((reply, Ok(Outcome::Rows { schema, stream, settings })));
         }
         cx.then(Cursor::skip(stream), move |actor, skipped, _| {
             let outcome = skipped.map(|rows| Outcome::Done {

@@ -251,6 +251,10 @@ section! {
         threads: usize = 0,
         /// Length of SQL text.
         max_sql_bytes: u64 = 16 * MIB,
+        /// Size of one value that a function may make.
+        max_value_bytes: u64 = 16 * MIB,
+        /// Size of the values that a function may make in one call, which is for a batch of rows.
+        max_batch_bytes: u64 = 256 * MIB,
         /// Batches in the channel between a query and its socket.
         stream_batches: usize = 4,
     }

@@ -128,6 +128,8 @@ impl Rules<'_> {
             ("query.max_running", s.query.max_running as u64),
             ("query.memory_bytes", s.query.memory_bytes),
             ("query.max_sql_bytes", s.query.max_sql_bytes),
+            ("query.max_value_bytes", s.query.max_value_bytes),
+            ("query.max_batch_bytes", s.query.max_batch_bytes),
             ("query.stream_batches", s.query.stream_batches as u64),
             ("pg.max_message_bytes", s.pg.max_message_bytes),
             ("pg.max_statements", s.pg.max_statements as u64),

@@ -325,6 +325,17 @@ impl Message for Query {
 /// Batches on their way to a client. Dropping it stops the query.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch>> + Send>>;
 
+/// A session setting that a query changed while it ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingChange {
+    /// Its key; `database` and `schema` are keys like any other.
+    pub name: String,
+    /// Its value; `None` means back to the default.
+    pub value: Option<String>,
+    /// Whether it lasts until the transaction ends only.
+    pub local: bool,
+}
+
 /// What a statement came to.
 pub enum Outcome {
     /// Rows.
@@ -333,6 +344,8 @@ pub enum Outcome {
         schema: SchemaRef,
         /// The rows; ends with an error item where execution fails.
         stream: BatchStream,
+        /// Session settings that the query changed (`set_config`), to be kept by the session.
+        settings: Vec<SettingChange>,
     },
     /// No rows: a command that is done.
     Done {

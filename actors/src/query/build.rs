@@ -8,25 +8,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, config::SqlParserOptions};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreRegistry;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::registry::FunctionRegistry;
+use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF};
 use datafusion::prelude::{SessionConfig, SessionContext as EngineContext};
 use datafusion_pg_catalog::pg_catalog::oid_type_planner::PgOidTypePlanner;
 use datafusion_pg_catalog::pg_catalog::{self as compat, PgCatalogStaticTables};
 use kymo_config::Settings;
-use kymo_kernel::env::Env;
+use kymo_kernel::env::{Clock, Env};
 use kymo_kernel::message::SessionContext;
 use kymo_kernel::{Error, Result};
 use object_store::ObjectStore;
 
+use super::analyze::Meaning;
 use super::context::Caller;
 use super::error::from_engine;
-use super::functions;
+use super::functions::{self, Bounds};
+use super::owners::Owners;
+use super::params::Lengths;
 
 /// Rows in a batch: enough to amortise calls, few enough to stay in the cache.
 pub(super) const BATCH_ROWS: usize = 8192;
@@ -103,12 +108,23 @@ fn clear(env: &Env, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What functions and rules need from outside.
+pub(super) struct Parts {
+    /// How large the results of functions may get.
+    pub(super) bounds: Bounds,
+    /// What sleeping goes by.
+    pub(super) clock: Arc<dyn Clock>,
+    /// Who owns tables and databases.
+    pub(super) owners: Owners,
+}
+
 /// A state with everything but the session: made once.
 ///
 /// # Errors
 /// `internal` where the engine refuses a function, which a test rules out.
 pub(super) fn base(
     partitions: usize,
+    parts: Parts,
     runtime: Arc<RuntimeEnv>,
     catalogs: Arc<dyn CatalogProviderList>,
     statics: &Arc<PgCatalogStaticTables>,
@@ -136,21 +152,24 @@ pub(super) fn base(
         .with_default_features()
         .with_catalog_list(catalogs)
         .with_type_planner(Arc::new(PgOidTypePlanner))
+        .with_analyzer_rule(Arc::new(Meaning::new(parts.bounds)))
         .build();
     let context = EngineContext::new_with_state(state);
-    register(&context, statics);
+    register(&context, &parts, statics);
     let mut state = context.state();
+    state.register_expr_planner(Arc::new(Lengths)).map_err(from_engine)?;
     state.table_factories_mut().clear();
     Ok(state)
 }
 
-fn register(context: &EngineContext, statics: &Arc<PgCatalogStaticTables>) {
+fn register(context: &EngineContext, parts: &Parts, statics: &Arc<PgCatalogStaticTables>) {
     for function in compatibility() {
         context.register_udf(function);
     }
     context.register_udtf("pg_get_keywords", statics.pg_get_keywords.clone());
     compat::generate_series_arg_coercion::CoerceIntArgsToBigInt::widen(context);
-    for function in functions::scalars() {
+    context.register_udf(parts.owners.function());
+    for function in functions::scalars(&parts.clock) {
         context.register_udf(function.as_ref().clone());
     }
     for function in functions::aggregates() {
@@ -161,7 +180,6 @@ fn register(context: &EngineContext, statics: &Arc<PgCatalogStaticTables>) {
 /// PostgreSQL functions of `datafusion-pg-catalog`; ours of the same name come after.
 fn compatibility() -> Vec<ScalarUDF> {
     vec![
-        compat::create_pg_get_userbyid_udf(),
         compat::has_privilege_udf::create_has_privilege_udf("has_table_privilege"),
         compat::has_privilege_udf::create_has_privilege_udf("has_schema_privilege"),
         compat::has_privilege_udf::create_has_privilege_udf("has_database_privilege"),
@@ -192,6 +210,35 @@ pub(super) fn for_session(base: &SessionState, session: &Arc<SessionContext>) ->
     let options = config.options_mut();
     options.catalog.default_catalog = session.database.clone();
     options.catalog.default_schema = session.schema.clone();
-    options.extensions.insert(Caller { session: session.clone() });
+    options.extensions.insert(Caller::new(session.clone()));
     state
+}
+
+/// The state with batches short enough that a plan's large constants, which are written into
+/// each row of a batch, stay within the bound of a batch.
+pub(super) fn for_constants(
+    mut state: SessionState,
+    plan: &LogicalPlan,
+    bounds: Bounds,
+) -> Result<SessionState, DataFusionError> {
+    let free = bounds.batch / BATCH_ROWS as u64;
+    let mut bytes = 0_u64;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::Literal(value, _) = expr
+                    && value.size() as u64 > free
+                {
+                    bytes = bytes.saturating_add(value.size() as u64);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    if let Some(rows) = bounds.batch.checked_div(bytes) {
+        let rows = usize::try_from(rows).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
+        let config = state.config().clone().with_batch_size(rows);
+        *state.config_mut() = config;
+    }
+    Ok(state)
 }

@@ -20,6 +20,7 @@ use kymo_kernel::storage::meta::Snapshot;
 use parking_lot::Mutex;
 
 use super::information;
+use super::owners::{Corrected, Owners};
 use super::provider::KymoTable;
 use super::system::{self, Inspector};
 use super::{Changes, Tables};
@@ -28,6 +29,7 @@ type Shared = Result<Option<Arc<dyn TableProvider>>, DataFusionError>;
 
 /// Everything that a lookup can end at.
 pub(super) struct Sources {
+    pub(super) owners: Owners,
     pub(super) tables: Arc<dyn Tables>,
     pub(super) changes: Arc<dyn Changes>,
     pub(super) inspector: Arc<Inspector>,
@@ -147,7 +149,9 @@ impl Database {
         let roles = Roles(self.sources.clone());
         let provider =
             PgCatalogSchemaProvider::try_new(definitions, self.sources.statics.clone(), roles);
-        let made: Arc<dyn SchemaProvider> = Arc::new(provider.ok()?);
+        let inner: Arc<dyn SchemaProvider> = Arc::new(provider.ok()?);
+        let owners = self.sources.owners.clone();
+        let made: Arc<dyn SchemaProvider> = Arc::new(Corrected { inner, owners });
         Some(self.pg_catalog.get_or_init(|| made).clone())
     }
 }

@@ -1,6 +1,9 @@
 //! What a statement asks for: our own commands as plain values, queries as syntax trees.
 
+use std::fmt;
+
 use datafusion::sql::sqlparser::ast;
+use kymo_kernel::Error;
 use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
 
 /// A parsed statement, as it travels inside [`kymo_kernel::message::Statement`].
@@ -55,6 +58,8 @@ pub(crate) struct Planned {
     pub(crate) writes: bool,
     /// The names of the result's columns where they differ from the engine's.
     pub(crate) names: Names,
+    /// Whether it calls `set_config`, which changes the session.
+    pub(crate) sets: bool,
     /// Whether parameters stand where only constants can be planned (`generate_series($1)`).
     pub(crate) late: bool,
 }
@@ -107,6 +112,8 @@ pub(crate) struct NewTable {
     pub(crate) options: TableOptions,
     /// `IF NOT EXISTS`.
     pub(crate) if_not_exists: bool,
+    /// Why no table can have these columns, told once it is known that none exists yet.
+    pub(crate) flaw: Option<Error>,
 }
 
 /// A table's name with as many parts as were written.
@@ -128,6 +135,15 @@ impl PartialName {
             schema: self.schema.clone().unwrap_or_else(|| schema.to_owned()),
             table: self.table.clone(),
         }
+    }
+}
+
+impl fmt::Display for PartialName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in [&self.database, &self.schema].into_iter().flatten() {
+            write!(out, "{part}.")?;
+        }
+        out.write_str(&self.table)
     }
 }
 

@@ -104,8 +104,12 @@ fn create_table(parser: &mut Parser) -> Result<NewTable, Failure> {
     }
     parser.expect_token(&Token::RParen)?;
     let options = options(parser)?;
-    let schema = settle(drafts)?;
-    Ok(NewTable { name, schema, options, if_not_exists })
+    let (schema, flaw) = match settle(drafts) {
+        Ok(schema) => (schema, None),
+        Err(flaw) if if_not_exists => (TableSchema { version: 0, columns: Vec::new() }, Some(flaw)),
+        Err(flaw) => return Err(flaw.into()),
+    };
+    Ok(NewTable { name, schema, options, if_not_exists, flaw })
 }
 
 /// One element between the parentheses: a column or a constraint.

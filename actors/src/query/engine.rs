@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_pg_catalog::pg_catalog::PgCatalogStaticTables;
 use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Outcome, Prepare, Prepared, Query, Runnable, SessionContext, Statement,
+    Ddl, Outcome, Prepare, Prepared, Query, Runnable, SessionContext, SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools};
@@ -23,15 +25,21 @@ use tokio::sync::{mpsc, oneshot};
 use super::allow::{administrator, writable};
 use super::catalog::{Databases, Sources};
 use super::command::{Command, Define, Planned};
-use super::error::from_engine;
+use super::context::Caller;
+use super::error::{as_written, from_engine};
+use super::functions::Bounds;
 use super::interrupt::{Gone, Listening, interruptible};
 use super::names::rename;
+use super::owners::Owners;
 use super::plan::{self, Plan, parsed};
 use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
 use super::system::{Inspect, Inspector};
 use super::{Changes, Tables, build, guc, params, parse, show};
+
+/// Rows of a query that changes its session: it is held whole.
+const MAX_SETTING_ROWS: usize = 1_000;
 
 /// Everything that planning and running needs. One a process.
 pub(super) struct Engine {
@@ -79,15 +87,19 @@ impl Engine {
             running: running.clone(),
             inspect,
         });
+        let owners = Owners { tables: tables.clone(), settings: settings.clone() };
         let sources = Arc::new(Sources {
+            owners: owners.clone(),
             tables: tables.clone(),
             changes: changes.clone(),
             inspector,
             statics: statics.clone(),
         });
         let runtime = build::runtime(&settings, &env)?;
+        let bounds = Bounds::of(&settings.query);
+        let parts = build::Parts { bounds, clock: env.clock.clone(), owners };
         let databases = Arc::new(Databases::new(sources));
-        let base = build::base(pools.sizes().query, runtime, databases, &statics)?;
+        let base = build::base(pools.sizes().query, parts, runtime, databases, &statics)?;
         let rewriter = Rewriter::new();
         Ok(Engine { settings, env, pools, rewriter, base, tables, changes, running })
     }
@@ -163,7 +175,11 @@ impl Engine {
             }
             Command::Show(wanted) => {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
-                Ok(Outcome::Rows { schema: rows.schema(), stream: once(rows) })
+                Ok(Outcome::Rows {
+                    schema: rows.schema(),
+                    stream: once(rows),
+                    settings: Vec::new(),
+                })
             }
             Command::Define(define) => {
                 writable(&session, &statement.verb)?;
@@ -217,19 +233,26 @@ impl Engine {
             Define::CreateTable(new) => {
                 let name = full(&new.name);
                 name.check()?;
+                if let Some(flaw) = &new.flaw {
+                    let exists = self.tables.catalog().table(&name).is_some();
+                    return if exists { Ok(()) } else { Err(flaw.clone()) };
+                }
                 let ddl = Ddl::CreateTable {
-                    name,
+                    name: name.clone(),
                     schema: new.schema.clone(),
                     options: new.options.clone(),
                     if_not_exists: new.if_not_exists,
                     create_database: false,
                 };
-                self.changes.ddl(ddl).await?;
+                let made = self.changes.ddl(ddl).await;
+                made.map_err(|error| as_written(error, &name, &new.name))?;
             }
             Define::DropTable { names, if_exists } => {
-                for name in names {
-                    let ddl = Ddl::DropTable { name: full(name), if_exists: *if_exists };
-                    self.changes.ddl(ddl).await?;
+                for written in names {
+                    let name = full(written);
+                    let ddl = Ddl::DropTable { name: name.clone(), if_exists: *if_exists };
+                    let dropped = self.changes.ddl(ddl).await;
+                    dropped.map_err(|error| as_written(error, &name, written))?;
                 }
             }
             Define::CreateDatabase { name, if_not_exists } => {
@@ -275,8 +298,9 @@ impl Engine {
         };
         Ok(match head {
             Head::Written(count) => Outcome::Done { verb, rows: Some(count), settings: Vec::new() },
-            Head::Rows(schema) => Outcome::Rows {
+            Head::Rows(schema, settings) => Outcome::Rows {
                 schema,
+                settings,
                 stream: Box::pin(Answer::new(received, task, limits, listening)),
             },
         })
@@ -291,7 +315,7 @@ impl Engine {
     ) {
         let limits = job.limits.clone();
         let outcome = limits.race(Box::pin(self.open(&job, &gone))).await;
-        let Opened { schema, mut stream } = match outcome {
+        let Opened { schema, mut stream, settings } = match outcome {
             Ok(Opening::Rows(opened)) => opened,
             Ok(Opening::Written(count)) => {
                 job.ticket.end(None);
@@ -304,7 +328,7 @@ impl Engine {
                 return;
             }
         };
-        if head.send(Ok(Head::Rows(schema.clone()))).is_err() {
+        if head.send(Ok(Head::Rows(schema.clone(), settings))).is_err() {
             return;
         }
         let pump = async {
@@ -334,7 +358,11 @@ impl Engine {
         let state = self.state(&job.session);
         let plan = self.bound(&state, job).await?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
-        let physical = state.create_physical_plan(&plan).await.map_err(from_engine)?;
+        let plan = state.optimize(&plan).map_err(from_engine)?;
+        let bounds = Bounds::of(&self.settings.query);
+        let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
+        let planner = state.query_planner();
+        let physical = planner.create_physical_plan(&plan, &state).await.map_err(from_engine)?;
         let physical = interruptible(physical, gone).map_err(from_engine)?;
         let planning = self.env.clock.monotonic().saturating_sub(began);
         metrics().queries.planning_seconds.observe(planning.as_secs_f64());
@@ -342,7 +370,12 @@ impl Engine {
         let mut stream = execute_stream(physical, context).map_err(from_engine)?;
         if !writes {
             let schema = rename(&stream.schema(), &job.planned.names);
-            return Ok(Opening::Rows(Opened { schema, stream }));
+            let mut settings = Vec::new();
+            if job.planned.sets {
+                stream = whole(stream).await?;
+                settings = self.changed(&state)?;
+            }
+            return Ok(Opening::Rows(Opened { schema, stream, settings }));
         }
         let mut count = 0;
         while let Some(batch) = stream.next().await {
@@ -354,6 +387,19 @@ impl Engine {
             }
         }
         Ok(Opening::Written(count))
+    }
+
+    /// What a statement that has run changed of its session.
+    fn changed(&self, state: &SessionState) -> Result<Vec<SettingChange>> {
+        let changes = Caller::changes(state.config_options());
+        let changes = changes.map(|changes| std::mem::take(&mut *changes.lock()));
+        let changes = changes.unwrap_or_default();
+        for change in changes.iter().filter(|change| change.name == "database") {
+            if let Some(database) = &change.value {
+                show::check_database(database, &self.tables.catalog())?;
+            }
+        }
+        Ok(changes)
     }
 
     /// The plan with its values in place: the prepared one where it still holds.
@@ -402,7 +448,7 @@ impl Engine {
 }
 
 enum Head {
-    Rows(SchemaRef),
+    Rows(SchemaRef, Vec<SettingChange>),
     Written(u64),
 }
 
@@ -413,7 +459,28 @@ enum Opening {
 
 struct Opened {
     schema: SchemaRef,
-    stream: datafusion::execution::SendableRecordBatchStream,
+    stream: SendableRecordBatchStream,
+    settings: Vec<SettingChange>,
+}
+
+/// Runs a query to its end before its first row is seen: what it changes must be known then.
+async fn whole(mut stream: SendableRecordBatchStream) -> Result<SendableRecordBatchStream> {
+    let schema = stream.schema();
+    let (mut batches, mut rows) = (Vec::new(), 0);
+    while let Some(batch) = stream.next().await {
+        let batch = batch.map_err(from_engine)?;
+        rows += batch.num_rows();
+        if rows > MAX_SETTING_ROWS {
+            return Err(Error::new(
+                Code::LimitReached,
+                format!("a query with set_config() has more than {MAX_SETTING_ROWS} rows"),
+            )
+            .with_hint("call set_config() in a query of its own"));
+        }
+        batches.push(Ok(batch));
+    }
+    let batches = futures::stream::iter(batches);
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
 }
 
 fn gone() -> Error {

@@ -5,8 +5,10 @@ use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Location;
+use kymo_kernel::schema::TableName;
 use kymo_kernel::{Code, Error};
 
+use super::command::PartialName;
 use super::text::{Lines, nearest};
 
 /// Maps an error of planning or running.
@@ -175,8 +177,8 @@ fn cast(text: &str) -> Error {
 fn plain(text: &str) -> Error {
     let text = tidy(text);
     let lower = text.to_lowercase();
-    if let Some(name) = between(&text, "table '", "' not found") {
-        let short = name.strip_prefix("kymo.public.").unwrap_or(name);
+    if let Some(name) = missing_table(&text) {
+        let short = name.strip_prefix("kymo.public.").unwrap_or(&name);
         return Error::new(Code::TableNotFound, format!("table \"{short}\" does not exist"))
             .with_hint("SHOW TABLES lists what there is");
     }
@@ -220,6 +222,25 @@ fn plain(text: &str) -> Error {
         Code::InvalidInput
     };
     Error::new(code, text)
+}
+
+/// The full name of the table that the engine did not find.
+pub(crate) fn missing_table(text: &str) -> Option<String> {
+    between(text, "table '", "' not found").map(str::to_owned)
+}
+
+/// The error with a table's name as the statement has it in the place of the full one.
+pub(crate) fn as_written(error: Error, full: &TableName, written: &PartialName) -> Error {
+    let full = full.to_string();
+    if !error.message().contains(&full) {
+        return error;
+    }
+    let text = error.message().replace(&full, &format!("\"{written}\""));
+    let renamed = Error::new(error.code(), text);
+    match error.hint() {
+        Some(hint) => renamed.with_hint(hint),
+        None => renamed,
+    }
 }
 
 fn function_missing(text: &str) -> Error {

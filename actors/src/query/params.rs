@@ -10,7 +10,8 @@ use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, ParamValues, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Operator, binary_expr};
 use datafusion::sql::sqlparser::ast::{self, ArrayElemTypeDef, ExactNumberInfo, TimezoneInfo};
 use kymo_kernel::schema::time_type;
 use kymo_kernel::{Code, Error, Result};
@@ -60,6 +61,53 @@ pub(super) fn inferred(plan: &LogicalPlan) -> Result<HashMap<usize, DataType>> {
     Ok(found)
 }
 
+/// Types of parameters that the engine would take for what stands beside them: what is added
+/// to an instant, or taken from it, is a length of time.
+#[derive(Debug)]
+pub(super) struct Lengths;
+
+impl ExprPlanner for Lengths {
+    fn plan_binary_op(
+        &self,
+        expr: RawBinaryExpr,
+        schema: &DFSchema,
+    ) -> datafusion::common::Result<PlannerResult<RawBinaryExpr>> {
+        let operator = match expr.op {
+            ast::BinaryOperator::Plus => Operator::Plus,
+            ast::BinaryOperator::Minus => Operator::Minus,
+            _ => return Ok(PlannerResult::Original(expr)),
+        };
+        let RawBinaryExpr { left, right, .. } = &expr;
+        let (left, right) = match (untyped(left), untyped(right)) {
+            (None, Some(id)) if is_instant(left, schema) => (left.clone(), length(id)),
+            (Some(id), None) if is_instant(right, schema) && operator == Operator::Plus => {
+                (length(id), right.clone())
+            }
+            _ => return Ok(PlannerResult::Original(expr)),
+        };
+        Ok(PlannerResult::Planned(binary_expr(left, operator, right)))
+    }
+}
+
+/// The name of a parameter whose type nobody has told.
+fn untyped(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Placeholder(Placeholder { id, field: None }) => Some(id),
+        _ => None,
+    }
+}
+
+fn is_instant(expr: &Expr, schema: &DFSchema) -> bool {
+    expr.get_type(schema)
+        .is_ok_and(|data_type| matches!(data_type, DataType::Timestamp(..) | DataType::Date32))
+}
+
+fn length(id: &str) -> Expr {
+    let interval = DataType::Interval(IntervalUnit::MonthDayNano);
+    let field = Arc::new(Field::new(id, interval, true));
+    Expr::Placeholder(Placeholder::new_with_field(id.to_owned(), Some(field)))
+}
+
 fn input_schema(node: &LogicalPlan) -> DFSchema {
     let mut schema = DFSchema::empty();
     for input in node.inputs() {
@@ -73,19 +121,7 @@ fn input_schema(node: &LogicalPlan) -> DFSchema {
 
 fn guess(expr: &Expr, schema: &DFSchema, found: &mut HashMap<usize, DataType>) {
     match expr {
-        // An instant plus or minus a parameter: the parameter is a length of time.
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Plus | Operator::Minus, right }) => {
-            for (one, other) in [(left, right), (right, left)] {
-                let Some(number) = placeholder(one) else { continue };
-                let instant = other.get_type(schema).is_ok_and(|data_type| {
-                    matches!(data_type, DataType::Timestamp(..) | DataType::Date32)
-                });
-                if instant {
-                    found.insert(number, DataType::Interval(IntervalUnit::MonthDayNano));
-                }
-            }
-        }
-        // $1::type says it itself; a length of time next to an instant was told before.
+        // $1::type says it itself.
         Expr::Cast(cast) => {
             if let Expr::Placeholder(Placeholder { id, .. }) = cast.expr.as_ref()
                 && let Some(number) = number(id)

@@ -4,9 +4,10 @@
 //! Each statement keeps its own text and its place in the client's text, so that an error in
 //! the third statement points into the third statement.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::ast::{self, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -16,7 +17,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use super::command::{Command, Cursor, Define, Parsed, Planned};
 use super::error::from_parser;
-use super::rewrite::{Rewriter, catalog_query};
+use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
 use super::{ddl, utility};
 
@@ -91,7 +92,7 @@ fn one(
     let parameters = largest_parameter(tokens)?;
     let mut parser = Parser::new(&DIALECT)
         .with_recursion_limit(DEPTH)
-        .with_tokens_with_locations(tokens.to_vec());
+        .with_tokens_with_locations(spelled_out(tokens));
     let (verb, command) = command(&mut parser, text, offset, tokens, rewriter)?;
     let verb = verb.to_owned();
     let start = tokens
@@ -100,6 +101,40 @@ fn one(
         .map_or((1, 1), |first| (first.span.start.line, first.span.start.column));
     let parsed = Parsed { command, offset, start, parameters };
     Ok(Statement { text: text.into(), verb, tree: Arc::new(parsed) })
+}
+
+/// `TABLE name` where a query begins as `SELECT * FROM name`, which it means.
+fn spelled_out(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
+    const BEFORE: [Keyword; 6] = [
+        Keyword::UNION,
+        Keyword::EXCEPT,
+        Keyword::INTERSECT,
+        Keyword::ALL,
+        Keyword::EXPLAIN,
+        Keyword::ANALYZE,
+    ];
+    let keyword = |token: &TokenWithSpan| match &token.token {
+        Token::Word(word) if word.quote_style.is_none() => Some(word.keyword),
+        _ => None,
+    };
+    let mut spelled = Vec::with_capacity(tokens.len() + 2);
+    let mut before: Option<&TokenWithSpan> = None;
+    for token in tokens {
+        if matches!(token.token, Token::Whitespace(_)) {
+            spelled.push(token.clone());
+            continue;
+        }
+        let begins = before
+            .is_none_or(|before| keyword(before).is_some_and(|keyword| BEFORE.contains(&keyword)));
+        if begins && keyword(token) == Some(Keyword::TABLE) {
+            let words = [Token::make_keyword("SELECT"), Token::Mul, Token::make_keyword("FROM")];
+            spelled.extend(words.map(|word| TokenWithSpan { token: word, span: token.span }));
+        } else {
+            spelled.push(token.clone());
+        }
+        before = Some(token);
+    }
+    spelled
 }
 
 fn check_size(tokens: &[TokenWithSpan]) -> Result<()> {
@@ -224,7 +259,7 @@ fn planned(
     rewriter: &Rewriter,
 ) -> Result<(&'static str, Command), Failure> {
     let (verb, writes) = match &tree {
-        ast::Statement::Query(query) => (query_verb(query)?, false),
+        ast::Statement::Query(_) => ("SELECT", false),
         ast::Statement::Insert(insert) => {
             check_insert(insert)?;
             ("INSERT", true)
@@ -246,35 +281,45 @@ fn planned(
         }
         other => return Err(refuse(other).into()),
     };
-    let (names, late) = rewriter.apply(&mut tree)?;
-    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, late }))))
+    if let ControlFlow::Break(error) = tree.visit(&mut Queries) {
+        return Err(error.into());
+    }
+    let Applied { names, late, sets } = rewriter.apply(&mut tree)?;
+    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, sets, late }))))
 }
 
-fn query_verb(query: &ast::Query) -> Result<&'static str> {
-    if !query.locks.is_empty() {
-        return Err(unsupported("SELECT … FOR UPDATE"));
-    }
-    fn check(body: &ast::SetExpr) -> Result<()> {
-        match body {
-            ast::SetExpr::Select(select) if select.into.is_some() => {
-                Err(unsupported("SELECT … INTO").with_hint("use CREATE TABLE and INSERT … SELECT"))
+/// Looks at every query of a statement, however deep, for what is not offered.
+struct Queries;
+
+impl Visitor for Queries {
+    type Break = Error;
+
+    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<Error> {
+        fn check(body: &ast::SetExpr) -> Result<()> {
+            match body {
+                ast::SetExpr::Select(select) if select.into.is_some() => {
+                    Err(unsupported("SELECT … INTO")
+                        .with_hint("use CREATE TABLE and INSERT … SELECT"))
+                }
+                ast::SetExpr::Insert(_)
+                | ast::SetExpr::Update(_)
+                | ast::SetExpr::Delete(_)
+                | ast::SetExpr::Merge(_) => Err(unsupported("a data change inside a query")),
+                ast::SetExpr::SetOperation { left, right, .. } => {
+                    check(left).and_then(|()| check(right))
+                }
+                // A query in parentheses is visited by itself.
+                _ => Ok(()),
             }
-            ast::SetExpr::Insert(_)
-            | ast::SetExpr::Update(_)
-            | ast::SetExpr::Delete(_)
-            | ast::SetExpr::Merge(_) => Err(unsupported("a data change inside a query")),
-            ast::SetExpr::Query(query) => check(&query.body),
-            ast::SetExpr::SetOperation { left, right, .. } => {
-                check(left).and_then(|()| check(right))
-            }
-            _ => Ok(()),
+        }
+        if !query.locks.is_empty() {
+            return ControlFlow::Break(unsupported("SELECT … FOR UPDATE"));
+        }
+        match check(&query.body) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
         }
     }
-    for named in query.with.iter().flat_map(|with| &with.cte_tables) {
-        query_verb(&named.query)?;
-    }
-    check(&query.body)?;
-    Ok("SELECT")
 }
 
 fn check_insert(insert: &ast::Insert) -> Result<()> {
@@ -368,6 +413,14 @@ mod tests {
             "SELECT 1 INTO t",
             "WITH x AS (INSERT INTO t VALUES (1)) SELECT * FROM x",
             "EXPLAIN COPY (SELECT 1) TO '/tmp/x'",
+            "EXPLAIN SELECT 1 INTO t",
+            "EXPLAIN SELECT * FROM t FOR UPDATE",
+            "EXPLAIN ANALYZE WITH x AS (INSERT INTO t VALUES (1)) SELECT * FROM x",
+            "SELECT * FROM (SELECT 1 INTO t) AS x",
+            "SELECT * FROM (SELECT * FROM t FOR UPDATE) AS x",
+            "SELECT (SELECT max(a) FROM t FOR SHARE)",
+            "SELECT 1 WHERE EXISTS (SELECT 1 INTO t)",
+            "INSERT INTO t SELECT * FROM (SELECT 1 INTO u) AS x",
             "PREPARE p AS SELECT 1",
             "CREATE FUNCTION f() RETURNS INT AS 'x'",
             "GRANT ALL ON t TO u",
@@ -385,6 +438,10 @@ mod tests {
         for (sql, verb) in [
             ("select 1", "SELECT"),
             ("VALUES (1)", "SELECT"),
+            ("TABLE t", "SELECT"),
+            ("/* all */ table a.t ORDER BY 1 LIMIT 3", "SELECT"),
+            ("SELECT 1 UNION ALL TABLE t", "SELECT"),
+            ("EXPLAIN TABLE t", "EXPLAIN"),
             ("WITH a AS (SELECT 1) SELECT * FROM a", "SELECT"),
             ("insert into t values (1)", "INSERT"),
             ("explain select 1", "EXPLAIN"),

@@ -2,11 +2,12 @@
 //! on what a plan may do.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::DataFusionError;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionState;
@@ -20,8 +21,8 @@ use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
 
-use super::command::{Parsed, Planned};
-use super::error::from_engine;
+use super::command::{Command, Parsed, Planned};
+use super::error::{from_engine, missing_table};
 use super::names::rename;
 use super::params;
 use super::parse::relative;
@@ -245,9 +246,12 @@ fn explain(
     snapshot: &Snapshot,
 ) -> Error {
     let place = error.diagnostic().and_then(|each| each.span).map(|span| span.start);
+    let missing = missing_table(&error.to_string());
     let mut ours = from_engine(error);
-    if ours.code() == Code::TableNotFound {
-        ours = table_missing(ours, state, snapshot);
+    if ours.code() == Code::TableNotFound
+        && let Some(full) = missing
+    {
+        ours = table_missing(&full, statement, state, snapshot);
     }
     let Ok(parsed) = parsed(statement) else { return ours };
     match place {
@@ -261,25 +265,49 @@ fn explain(
     }
 }
 
-fn table_missing(error: Error, state: &SessionState, snapshot: &Snapshot) -> Error {
-    let name = error.message().split('"').nth(1).unwrap_or_default().to_owned();
+fn table_missing(
+    full: &str,
+    statement: &Statement,
+    state: &SessionState,
+    snapshot: &Snapshot,
+) -> Error {
     let catalog = &state.config_options().catalog;
-    let reference = TableReference::parse_str(&name);
-    let database = reference.catalog().unwrap_or(&catalog.default_catalog).to_owned();
-    let schema = reference.schema().unwrap_or(&catalog.default_schema).to_owned();
-    let own = format!("{database}.{schema}.");
-    let default = (catalog.default_catalog.as_str(), catalog.default_schema.as_str());
-    let shown = if (database.as_str(), schema.as_str()) == default {
-        name.strip_prefix(&own).unwrap_or(&name).to_owned()
-    } else if database == default.0 {
-        name.strip_prefix(&format!("{database}.")).unwrap_or(&name).to_owned()
-    } else {
-        name.clone()
+    let defaults = [catalog.default_catalog.as_str(), catalog.default_schema.as_str()];
+    let parts = written(statement, full, defaults);
+    let parts = parts.unwrap_or_else(|| full.split('.').map(str::to_owned).collect());
+    let from_the_end = |back: usize, default: &str| {
+        let at = parts.len().checked_sub(back);
+        at.and_then(|at| parts.get(at)).cloned().unwrap_or_else(|| default.to_owned())
     };
+    let [database, schema] = [from_the_end(3, defaults[0]), from_the_end(2, defaults[1])];
     let names = super::catalog::table_names(snapshot, &database, &schema);
+    let shown = parts.join(".");
     let error = Error::new(Code::TableNotFound, format!("table \"{shown}\" does not exist"));
-    match nearest(reference.table(), names.iter().map(String::as_str)) {
+    match nearest(&from_the_end(1, ""), names.iter().map(String::as_str)) {
         Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
         None => error.with_hint("SHOW TABLES lists what there is"),
+    }
+}
+
+/// The parts of a table's name as the statement has them, found by the name in full.
+fn written(statement: &Statement, full: &str, defaults: [&str; 2]) -> Option<Vec<String>> {
+    let Command::Plan(planned) = &parsed(statement).ok()?.command else { return None };
+    let found = ast::visit_relations(&planned.tree, |name| {
+        let part = |part: &ast::ObjectNamePart| {
+            part.as_ident().map(|ident| match ident.quote_style {
+                Some(_) => ident.value.clone(),
+                None => ident.value.to_lowercase(),
+            })
+        };
+        let Some(parts) = name.0.iter().map(part).collect::<Option<Vec<_>>>() else {
+            return ControlFlow::Continue(());
+        };
+        let missing = defaults.iter().take(3_usize.saturating_sub(parts.len()));
+        let all: Vec<&str> = missing.copied().chain(parts.iter().map(String::as_str)).collect();
+        if all.join(".") == full { ControlFlow::Break(parts) } else { ControlFlow::Continue(()) }
+    });
+    match found {
+        ControlFlow::Break(parts) => Some(parts),
+        ControlFlow::Continue(()) => None,
     }
 }

@@ -56,10 +56,9 @@ impl Rewriter {
         }
     }
 
-    /// Applies our rewrites; answers how to name the result's columns and whether parameters
-    /// stand where only constants can be planned.
-    pub(super) fn apply(&self, tree: &mut ast::Statement) -> Result<(Names, bool)> {
-        let mut dialect = Dialect { late: false, error: None };
+    /// Applies our rewrites; answers what they found.
+    pub(super) fn apply(&self, tree: &mut ast::Statement) -> Result<Applied> {
+        let mut dialect = Dialect { late: false, sets: false, error: None };
         let _ = tree.visit(&mut dialect);
         if let Some(error) = dialect.error {
             return Err(error);
@@ -74,12 +73,23 @@ impl Rewriter {
             }
             _ => Names::default(),
         };
-        Ok((names, dialect.late))
+        Ok(Applied { names, late: dialect.late, sets: dialect.sets })
     }
+}
+
+/// What the rewrites found in a statement.
+pub(super) struct Applied {
+    /// How to name the result's columns.
+    pub(super) names: Names,
+    /// Whether parameters stand where only constants can be planned.
+    pub(super) late: bool,
+    /// Whether it calls `set_config`.
+    pub(super) sets: bool,
 }
 
 struct Dialect {
     late: bool,
+    sets: bool,
     error: Option<Error>,
 }
 
@@ -157,6 +167,7 @@ impl Dialect {
                     return Ok(());
                 }
                 strip_catalog(&mut function.name, &[]);
+                self.sets |= function.name.to_string().eq_ignore_ascii_case("set_config");
                 if takes_keys_apart(function) {
                     *expr = null(DataType::Integer(None));
                     return Ok(());

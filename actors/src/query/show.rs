@@ -149,7 +149,7 @@ fn find(
     }
     check_database(&full.database, snapshot)?;
     let names = table_names(snapshot, &full.database, &full.schema);
-    let error = Error::new(Code::TableNotFound, format!("table \"{}\" does not exist", full.table));
+    let error = Error::new(Code::TableNotFound, format!("table \"{name}\" does not exist"));
     Err(match nearest(&full.table, names.iter().map(String::as_str)) {
         Some(near) => error.with_hint(format!("did you mean \"{near}\"?")),
         None => error.with_hint("SHOW TABLES lists what there is"),

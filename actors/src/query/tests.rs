@@ -4,6 +4,7 @@ mod clients;
 mod dialect;
 mod functions;
 mod limits;
+mod meaning;
 mod privileges;
 mod scans;
 
@@ -159,7 +160,7 @@ async fn collect(outcome: Outcome) -> Result<Vec<String>> {
         Outcome::Done { verb, rows, .. } => {
             Ok(vec![rows.map_or(verb.clone(), |rows| format!("{verb} {rows}"))])
         }
-        Outcome::Rows { schema, mut stream } => {
+        Outcome::Rows { schema, mut stream, .. } => {
             let mut lines = Vec::new();
             while let Some(batch) = stream.next().await {
                 let batch = batch?;

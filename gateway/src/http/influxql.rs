@@ -83,7 +83,7 @@ async fn sql(
     };
     let results = match run(app, identity, ask).await? {
         Outcome::Done { verb, rows, .. } => json!({ "command": verb, "rows": rows }),
-        Outcome::Rows { schema, mut stream } => {
+        Outcome::Rows { schema, mut stream, .. } => {
             let mut encoder = Encoder::new(Format::Json, &schema)?;
             let mut rows = Vec::new();
             while let Some(batch) = stream.try_next().await? {
@@ -148,7 +148,10 @@ async fn one(
             if !identity.admin && !app.backend.catalog().databases.contains(&name) {
                 return Err(Error::new(
                     Code::NotAuthorized,
-                    format!("CREATE DATABASE needs an administrator, and {:?} is none", identity.name),
+                    format!(
+                        "CREATE DATABASE needs an administrator, and {:?} is none",
+                        identity.name
+                    ),
                 )
                 .with_hint("databases are also made by writing to them"));
             }

@@ -146,7 +146,7 @@ async fn answer(
         Outcome::Done { verb, rows, .. } => {
             Ok(Json(json!({ "status": "ok", "command": verb, "rows": rows })).into_response())
         }
-        Outcome::Rows { schema, mut stream } => {
+        Outcome::Rows { schema, mut stream, .. } => {
             let mut encoder = Encoder::new(format, &schema)?;
             let head = match stream.next().await {
                 Some(batch) => encoder.batch(&batch?)?,

@@ -48,10 +48,13 @@ pub async fn run(app: &App, identity: &Identity, ask: Ask) -> Result<Outcome> {
     };
     for statement in before {
         match execute(app, statement, &values, &session).await? {
-            Outcome::Rows { mut stream, .. } => {
+            Outcome::Rows { mut stream, settings, .. } => {
                 while let Some(batch) = stream.next().await {
                     batch?;
                 }
+                // A request is no transaction: what lasts for one is over.
+                let kept = settings.into_iter().filter(|change| !change.local);
+                apply(&mut session, kept.map(|change| (change.name, change.value)).collect());
             }
             Outcome::Done { settings, .. } => apply(&mut session, settings),
         }

@@ -86,6 +86,7 @@ impl Backend for Fake {
             "SELECT" => Outcome::Rows {
                 schema: rows().schema(),
                 stream: Box::pin(futures::stream::iter(std::mem::take(&mut *self.batches.lock()))),
+                settings: Vec::new(),
             },
             "USE" => Outcome::Done {
                 verb: "USE".into(),

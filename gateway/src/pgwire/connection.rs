@@ -219,7 +219,7 @@ impl Connection {
         let verb = statement.verb.clone();
         let outcome = self.execute(Runnable::Statement(statement), Vec::new()).await?;
         match outcome {
-            Outcome::Rows { schema, stream } => {
+            Outcome::Rows { schema, stream, .. } => {
                 let formats = rows::formats(&[], schema.fields().len())?;
                 self.wire.put(&rows::description(&schema, &formats));
                 let mut rows = Rows::new(stream);

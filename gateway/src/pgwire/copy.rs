@@ -51,7 +51,7 @@ impl Connection {
             return Err(Stop::Failed(Error::new(Code::Syntax, "COPY takes one query")));
         };
         let outcome = self.execute(Runnable::Statement(statement), parameters).await?;
-        let Outcome::Rows { schema, stream } = outcome else {
+        let Outcome::Rows { schema, stream, .. } = outcome else {
             return Err(Stop::Failed(Error::new(Code::Syntax, "COPY query must return rows")));
         };
         let columns = schema.fields().len();

@@ -256,7 +256,7 @@ impl Connection {
                     let run = Runnable::Prepared(Arc::clone(prepared));
                     let parameters = portal.parameters.clone();
                     match self.execute(run, parameters).await? {
-                        Outcome::Rows { schema, stream } => {
+                        Outcome::Rows { schema, stream, .. } => {
                             fit(portal, &schema)?;
                             portal.state = State::Running(Rows::new(stream));
                         }

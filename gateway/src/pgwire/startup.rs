@@ -166,11 +166,7 @@ fn text(bytes: &[u8]) -> Result<&str> {
     decode::utf8(bytes).map_err(|_| protocol("malformed SCRAM message"))
 }
 
-async fn open(
-    gate: &Gate,
-    wanted: &Wanted,
-    identity: &Identity,
-) -> Result<Box<dyn Conversation>> {
+async fn open(gate: &Gate, wanted: &Wanted, identity: &Identity) -> Result<Box<dyn Conversation>> {
     let database = wanted.database.as_deref().unwrap_or(DEFAULT_DATABASE);
     if !gate.backend.has_database(database) {
         return Err(Error::new(

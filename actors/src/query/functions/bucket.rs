@@ -18,6 +18,7 @@ use datafusion::logical_expr::{
     Volatility,
 };
 use kymo_kernel::schema::time_type;
+use kymo_kernel::{Code, Error};
 
 use crate::query::duration::Span;
 
@@ -112,7 +113,13 @@ impl ScalarUDFImpl for TimeBucket {
         }
         let interval = IntervalMonthDayNano::new(width.months, width.days, width.nanos);
         args.args[0] = ColumnarValue::Scalar(ScalarValue::IntervalMonthDayNano(Some(interval)));
-        self.date_bin.invoke_with_args(args)
+        let times = args.args[1].clone();
+        let bins = self.date_bin.invoke_with_args(args)?;
+        // The engine answers NULL where a bucket begins before all times.
+        if nulls(&bins) > nulls(&times) {
+            return Err(too_early());
+        }
+        Ok(bins)
     }
 
     fn output_ordering(&self, inputs: &[ExprProperties]) -> Result<SortProperties> {
@@ -126,6 +133,18 @@ impl ScalarUDFImpl for TimeBucket {
             _ => Ok(SortProperties::Unordered),
         }
     }
+}
+
+fn nulls(value: &ColumnarValue) -> usize {
+    match value {
+        ColumnarValue::Array(array) => array.null_count(),
+        ColumnarValue::Scalar(scalar) => usize::from(scalar.is_null()),
+    }
+}
+
+fn too_early() -> DataFusionError {
+    let text = "time_bucket: a bucket would begin before 1677-09-21, the earliest time there is";
+    DataFusionError::External(Box::new(Error::new(Code::OutOfRange, text)))
 }
 
 fn arguments<T>() -> Result<T> {
@@ -183,16 +202,23 @@ fn floor(times: &ArrayRef, width: i64) -> Result<ArrayRef> {
     let origin = MONDAY.rem_euclid(width);
     let mut start = 0_i64;
     let mut end = 0_i64;
-    let values = times.values().iter().map(|time| {
+    let mut early = false;
+    let values = times.values().iter().enumerate().map(|(row, time)| {
         let time = *time;
         if time < start || time >= end {
-            let offset = time.wrapping_sub(origin).rem_euclid(width);
-            start = time.saturating_sub(offset);
+            // Both remainders are smaller than the width, so nothing overflows here.
+            let offset = (time.rem_euclid(width) - origin).rem_euclid(width);
+            let begin = time.checked_sub(offset);
+            early |= begin.is_none() && times.is_valid(row);
+            start = begin.unwrap_or(i64::MIN);
             end = start.saturating_add(width);
         }
         start
     });
     let values: Vec<i64> = values.collect();
+    if early {
+        return Err(too_early());
+    }
     let floored =
         PrimitiveArray::<TimestampNanosecondType>::new(values.into(), times.nulls().cloned());
     Ok(Arc::new(floored.with_data_type(times.data_type().clone())))

@@ -9,12 +9,12 @@ use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, ListArray, StringArray, StringBuilder,
 };
 use datafusion::arrow::datatypes::{DataType, Field};
-use datafusion::common::{DataFusionError, Result, ScalarValue, plan_err};
+use datafusion::common::{DataFusionError, Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use kymo_kernel::Error;
-use kymo_kernel::message::SessionContext;
+use kymo_kernel::message::{SessionContext, SettingChange};
 
 use crate::query::context::Caller;
 use crate::query::guc;
@@ -33,7 +33,7 @@ enum Body {
     Number(Option<i64>),
     /// `current_setting(name[, missing_ok])`.
     CurrentSetting,
-    /// `set_config(name, value, is_local)`: checked and answered; the session keeps nothing.
+    /// `set_config(name, value, is_local)`: noted for the session to keep.
     SetConfig,
     /// `pg_typeof(anything)`.
     TypeOf,
@@ -169,6 +169,10 @@ impl SessionFunction {
     fn new(function: &Function) -> Self {
         let signature = match function.arguments {
             (0, 0) => Signature::nullary(Volatility::Stable),
+            // It acts, so it runs when the statement does and not when it is planned.
+            _ if matches!(function.body, Body::SetConfig) => {
+                Signature::user_defined(Volatility::Volatile)
+            }
             _ => Signature::user_defined(Volatility::Stable),
         };
         SessionFunction {
@@ -243,7 +247,7 @@ impl ScalarUDFImpl for SessionFunction {
                 ColumnarValue::Scalar(wide.cast_to(args.return_field.data_type())?)
             }
             Body::CurrentSetting => current_setting(session()?, &args)?,
-            Body::SetConfig => set_config(session()?, &args)?,
+            Body::SetConfig => set_config(&args)?,
             Body::TypeOf => {
                 let name = args.arg_fields.first().map(|field| pgtypes::name(field.data_type()));
                 text(name.map(str::to_owned))
@@ -300,18 +304,23 @@ fn current_setting(session: &SessionContext, args: &ScalarFunctionArgs) -> Resul
     answer(args, Arc::new(out.finish()))
 }
 
-fn set_config(_session: &SessionContext, args: &ScalarFunctionArgs) -> Result<ColumnarValue> {
-    let (names, values) = (texts(args, 0)?, texts(args, 1)?);
+fn set_config(args: &ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let Some(changes) = Caller::changes(&args.config_options) else {
+        return exec_err!("set_config() needs a session");
+    };
+    let (names, values, local) = (texts(args, 0)?, texts(args, 1)?, truths(args, 2)?);
     let mut out = StringBuilder::new();
-    for (name, value) in names.iter().zip(values.iter()) {
+    for (row, (name, value)) in names.iter().zip(values.iter()).enumerate() {
         let Some(name) = name else {
             out.append_null();
             continue;
         };
-        let (_, kept) = guc::check(name, value).map_err(raise)?;
-        out.append_option(kept.or_else(|| value.map(str::to_owned)));
+        let (name, value) = guc::check(name, value).map_err(raise)?;
+        let local = local.as_ref().is_some_and(|local| local.is_valid(row) && local.value(row));
+        out.append_option(value.as_deref());
+        changes.lock().push(SettingChange { name, value, local });
     }
-    answer(args, Arc::new(out.finish()))
+    Ok(ColumnarValue::Array(Arc::new(out.finish())))
 }
 
 fn schemas(session: &SessionContext) -> ColumnarValue {

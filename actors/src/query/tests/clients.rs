@@ -195,3 +195,120 @@ fn catalog_queries_of_tools_run() {
         ["t"]
     );
 }
+
+#[test]
+fn a_parameter_beside_an_instant_is_a_length_of_time() {
+    let house = House::new();
+    house.rows(T);
+    let session = house.session();
+    house.run(async move {
+        let interval = [DataType::Interval(IntervalUnit::MonthDayNano)];
+        for sql in [
+            "SELECT time + $1 FROM t WHERE v = 1",
+            "SELECT $1 + time FROM t WHERE v = 1",
+            "SELECT time - $1 FROM t WHERE v = 1",
+            "SELECT now() - $1",
+            "SELECT v FROM t WHERE time > now() - $1",
+            "SELECT max(time) + $1 FROM t",
+            "SELECT time_bucket('1 day', time + $1) FROM t WHERE v = 1",
+            "SELECT '2024-01-01'::date + $1",
+        ] {
+            let statement = session.parse(sql).await.unwrap().remove(0);
+            let prepared = session.prepare(statement, Vec::new()).await.unwrap();
+            assert_eq!(prepared.parameters, interval, "{sql}");
+            let run = Runnable::Prepared(prepared);
+            let minute = datafusion::arrow::array::IntervalMonthDayNanoArray::from(vec![
+                datafusion::arrow::datatypes::IntervalMonthDayNano::new(0, 0, 60_000_000_000),
+            ]);
+            collect(session.execute(run, vec![Arc::new(minute)], None).await.unwrap())
+                .await
+                .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        }
+        let minute = || text("1 minute");
+        assert_eq!(
+            prepared(&session, "SELECT time + $1 FROM t WHERE v = 1", vec![minute()])
+                .await
+                .unwrap(),
+            ["1970-01-01T00:01:01Z"]
+        );
+        // What the client fixes, holds.
+        let instant = Some(kymo_kernel::schema::time_type());
+        let statement = session.parse("SELECT time - $1 FROM t").await.unwrap().remove(0);
+        let prepared = session.prepare(statement, vec![instant.clone()]).await.unwrap();
+        assert_eq!(prepared.parameters.first(), instant.as_ref());
+    });
+}
+
+#[test]
+fn table_is_a_query_of_all_columns() {
+    let house = House::new();
+    house.rows(T);
+    assert_eq!(house.rows("TABLE t LIMIT 1"), house.rows("SELECT * FROM t LIMIT 1"));
+    assert_eq!(house.rows("TABLE public.t").len(), 10);
+    assert_eq!(house.rows("TABLE t UNION ALL TABLE t").len(), 20);
+    assert_eq!(house.code("TABLE nothing"), Code::TableNotFound);
+}
+
+#[test]
+fn owners_and_databases_are_those_that_exist() {
+    let house = House::new();
+    house.rows(T);
+    assert_eq!(house.rows("SELECT datname FROM pg_catalog.pg_database"), ["kymo"]);
+    assert_eq!(
+        house.rows("SELECT pg_catalog.pg_get_userbyid(d.datdba) FROM pg_catalog.pg_database d"),
+        ["admin"]
+    );
+    assert_eq!(
+        house.rows("SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c WHERE c.relname = 't'"),
+        ["admin"]
+    );
+    assert_eq!(
+        house.rows("SELECT tableowner FROM pg_catalog.pg_tables WHERE tablename = 't'"),
+        ["admin"]
+    );
+    house.rows("CREATE DATABASE postgres");
+    assert_eq!(
+        house.rows("SELECT datname FROM pg_catalog.pg_database ORDER BY 1"),
+        ["kymo", "postgres"]
+    );
+}
+
+#[test]
+fn set_config_takes_effect_like_set() {
+    let house = House::new();
+    let session = house.session();
+    house.run(async move {
+        let show = || rows(&session, "SHOW application_name");
+        let set = "SELECT set_config('application_name', 'one', false)";
+        assert_eq!(rows(&session, set).await.unwrap(), ["one"]);
+        assert_eq!(show().await.unwrap(), ["one"]);
+        // Outside of a block there is nothing that a local change could last for.
+        let local = "SELECT pg_catalog.set_config('application_name', 'two', true)";
+        rows(&session, local).await.unwrap();
+        assert_eq!(show().await.unwrap(), ["one"]);
+        rows(&session, "BEGIN").await.unwrap();
+        rows(&session, local).await.unwrap();
+        assert_eq!(show().await.unwrap(), ["two"]);
+        rows(&session, "COMMIT").await.unwrap();
+        assert_eq!(show().await.unwrap(), ["one"]);
+        rows(&session, "BEGIN; SELECT set_config('application_name', 'x', false); ROLLBACK")
+            .await
+            .unwrap();
+        assert_eq!(show().await.unwrap(), ["one"]);
+        let both = "SELECT set_config($1, $2, false), set_config('statement_timeout', '5s', false)";
+        let values = vec![text("search_path"), text("other")];
+        let statement = session.parse(both).await.unwrap().remove(0);
+        session.prepare(statement, Vec::new()).await.unwrap();
+        assert_eq!(rows(&session, "SHOW search_path").await.unwrap(), ["public"], "only planned");
+        assert_eq!(prepared(&session, both, values).await.unwrap(), ["other|5000"]);
+        assert_eq!(rows(&session, "SHOW search_path").await.unwrap(), ["other"]);
+        assert_eq!(rows(&session, "SHOW statement_timeout").await.unwrap(), ["5000"]);
+        for (sql, code) in [
+            ("SELECT set_config('nonsense', 'x', false)", Code::SettingNotFound),
+            ("SELECT set_config('jit', 'perhaps', false)", Code::InvalidParameter),
+            ("SELECT set_config('database', 'nowhere', false)", Code::DatabaseNotFound),
+        ] {
+            assert_eq!(rows(&session, sql).await.unwrap_err().code(), code, "{sql}");
+        }
+    });
+}

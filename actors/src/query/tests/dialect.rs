@@ -174,6 +174,45 @@ fn errors_have_codes_places_and_hints() {
 }
 
 #[test]
+fn errors_call_tables_as_the_statement_does() {
+    let house = House::new();
+    house.rows(CPU);
+    house.rows("CREATE DATABASE metrics");
+    for (sql, name) in [
+        ("SELECT * FROM nope", "nope"),
+        ("SELECT * FROM Nope", "nope"),
+        ("SELECT * FROM \"My Nope\"", "My Nope"),
+        ("SELECT * FROM public.nope", "public.nope"),
+        ("SELECT * FROM kymo.public.nope", "kymo.public.nope"),
+        ("USE metrics; SELECT * FROM nope", "nope"),
+        ("USE metrics; SELECT * FROM kymo.public.nope", "kymo.public.nope"),
+        ("SET search_path = other; SELECT * FROM public.nope", "public.nope"),
+        ("SELECT 1 WHERE EXISTS (SELECT * FROM nope)", "nope"),
+        ("INSERT INTO Nope VALUES (1)", "nope"),
+        ("DROP TABLE Nope", "nope"),
+        ("DROP TABLE public.\"Nope\"", "public.Nope"),
+        ("CREATE TABLE public.cpu (time TIMESTAMP)", "public.cpu"),
+        ("DESCRIBE public.nope", "public.nope"),
+    ] {
+        let error = house.fails(sql);
+        assert!(error.message().contains(&format!("table \"{name}\"")), "{sql}: {error:?}");
+    }
+    let hinted = house.fails("USE metrics; SELECT * FROM kymo.public.cpus");
+    assert_eq!(hinted.hint(), Some("did you mean \"cpu\"?"), "{hinted:?}");
+}
+
+#[test]
+fn creating_what_exists_looks_at_the_name_only() {
+    let house = House::new();
+    house.rows(CPU);
+    for columns in ["(other BIGINT, time TIMESTAMP)", "(usage TEXT, time TIMESTAMP)", "(v INT)"] {
+        house.rows(&format!("CREATE TABLE IF NOT EXISTS cpu {columns}"));
+    }
+    assert_eq!(house.rows("DESCRIBE cpu").len(), 4);
+    assert_eq!(house.code("CREATE TABLE IF NOT EXISTS new (v INT)"), Code::InvalidInput);
+}
+
+#[test]
 fn system_tables_and_information_schema_answer() {
     let house = House::new();
     house.rows(CPU);

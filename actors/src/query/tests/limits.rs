@@ -176,3 +176,30 @@ fn wait_until(house: &House, count: usize) {
 fn nothing_runs(house: &House) {
     wait_until(house, 0);
 }
+
+#[test]
+fn a_sleeping_statement_wakes_up_when_it_must_stop() {
+    let house = House::new();
+    let session = Arc::new(house.session());
+    let canceller = session.canceller();
+    let other = session.clone();
+    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "asleep", async move {
+        rows(&other, "SELECT pg_sleep(3600)").await
+    });
+    wait_until(&house, 1);
+    canceller.cancel();
+    assert_eq!(house.run(running).unwrap().unwrap_err().code(), Code::Cancelled);
+    nothing_runs(&house);
+    house.run(async move {
+        rows(&session, "SET statement_timeout = '50ms'").await.unwrap();
+        let error = rows(&session, "SELECT pg_sleep(3600)").await.unwrap_err();
+        assert_eq!(error.code(), Code::Deadline);
+        rows(&session, "RESET statement_timeout").await.unwrap();
+        let clock = real::env().clock;
+        let start = clock.monotonic();
+        let slept = rows(&session, "SELECT 1, pg_catalog.pg_sleep(0.05)").await.unwrap();
+        assert_eq!(slept, ["1|"]);
+        assert!(clock.monotonic() - start >= Duration::from_millis(50));
+        assert_eq!(rows(&session, "SELECT pg_sleep(NULL)").await.unwrap(), ["NULL"]);
+    });
+}

@@ -49,9 +49,9 @@ fn the_text_of_other_users_queries_is_hidden() {
     let busy = house.session();
     let canceller = busy.canceller();
     let query = "SELECT count(*) FROM generate_series(1, 1000000000000) WHERE sqrt(value) < 0";
-    let running = house.pools.spawn(kymo_kernel::pools::Pool::Io, "endless", async move {
-        rows(&busy, query).await
-    });
+    let running = house
+        .pools
+        .spawn(kymo_kernel::pools::Pool::Io, "endless", async move { rows(&busy, query).await });
     let session = visitor(&house);
     let look = "SELECT \"user\" || ': ' || sql FROM system.queries ORDER BY 1";
     let seen = house.run(async move {

@@ -182,7 +182,7 @@ impl Conversation for Actor {
                 return Ok(Outcome::Done { verb, rows: None, settings: Vec::new() });
             }
         };
-        Ok(Outcome::Rows { schema: schema(), stream })
+        Ok(Outcome::Rows { schema: schema(), stream, settings: Vec::new() })
     }
 
     fn transaction(&self) -> Transaction {
