@@ -38,8 +38,12 @@
 //! acknowledged, or damage to a record that was. The durable marks tell them apart exactly: if
 //! any frame behind the bad place has a mark beyond it, or the next file's header says that
 //! this file was durable beyond it, the place was durable once and the file is **damaged**: an
-//! error names file and offset, nothing is skipped. Otherwise it is a **torn tail**, which
-//! recovery leaves behind, from the start of the group.
+//! error names file and offset, nothing is skipped. Otherwise nobody behind can vouch, as for
+//! the very last record, and the bytes themselves decide. What a power cut leaves of a write
+//! that was not synced is short, or lacks whole sectors, which read as zeros: that is a **torn
+//! tail**, which recovery leaves behind, from the start of the group. A record of which every
+//! sector is there and whose checksum does not hold was not torn but **damaged**, too
+//! (`docs/decisions/005-torn-or-damaged.md`).
 //!
 //! **What follows a crash.** Groups behind the last durable mark can be read, but may be in the
 //! page cache only, where even another fsync does not make them durable if one has failed
@@ -47,6 +51,7 @@
 //! durable and whose header says where the file before it ends. A file is read up to the length
 //! that the next one states, never beyond.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -69,6 +74,8 @@ const FLAG_LZ4: u8 = 1;
 const FLAG_LAST: u8 = 2;
 /// How much of a file is read at a time.
 const CHUNK: usize = 1 << 20;
+/// The unit that a disk writes whole or not at all, and the smallest in use.
+const SECTOR: usize = 512;
 
 /// What a log file says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,7 +306,8 @@ impl FileReader {
                     self.next = header.first;
                     self.header = Some(header);
                 }
-                None => self.bad(0, "its header does not verify")?,
+                // Without a frame that vouches for it, the file holds nothing to lose.
+                None => self.bad(0, "its header does not verify", None)?,
             }
         }
         Ok(())
@@ -342,30 +350,33 @@ impl FileReader {
     /// The frame at the current offset; `None` where none could be read.
     fn next_frame(&mut self) -> Result<Option<(bool, (Position, Record))>> {
         let at = self.offset;
+        let payload_at = at + FRAME_HEADER as u64;
         let Some(header) = FrameHeader::decode(self.window(at, FRAME_HEADER)?) else {
-            self.bad(at, "no frame starts here")?;
+            self.bad(at, "no frame starts here", Some(at..payload_at))?;
             return Ok(None);
         };
         if header.seq != self.next {
+            // What verifies and is another record was here before: the write never came.
             let what = format!("sequence {} where {} belongs", header.seq, self.next);
-            self.bad(at, &what)?;
+            self.bad(at, &what, None)?;
             return Ok(None);
         }
-        let payload_at = at + FRAME_HEADER as u64;
         let stored = header.payload_len as usize;
-        if payload_at + stored as u64 > self.len {
-            self.bad(at, "its payload is cut off")?;
+        let payload_end = payload_at + stored as u64;
+        if payload_end > self.len {
+            self.bad(at, "its payload is cut off", None)?;
             return Ok(None);
         }
         let payload = Bytes::copy_from_slice(self.window(payload_at, stored)?);
         if crc32c::crc32c(&payload) != header.crc {
-            self.bad(at, "the checksum of its payload does not hold")?;
+            let what = "the checksum of its payload does not hold";
+            self.bad(at, what, Some(payload_at..payload_end))?;
             return Ok(None);
         }
         if header.mark <= at {
             self.durable = self.durable.max(header.mark);
         }
-        self.offset = payload_at + stored as u64;
+        self.offset = payload_end;
         self.next = Seq(header.seq.0 + 1);
         let record = Record {
             table: header.table,
@@ -403,8 +414,9 @@ impl FileReader {
     }
 
     /// Decides about bytes at `at` that are no frame: after a second look, an error where
-    /// they were durable once, else the end of the file.
-    fn bad(&mut self, at: u64, what: &str) -> Result<()> {
+    /// they were durable once, or where all of `part`, the bytes that do not verify, were
+    /// written; else the end of the file.
+    fn bad(&mut self, at: u64, what: &str, part: Option<Range<u64>>) -> Result<()> {
         if self.second_look.replace(at) != Some(at) {
             self.chunk.clear();
             return Ok(());
@@ -412,8 +424,27 @@ impl FileReader {
         if at < self.durable || self.vouched_behind(at)? {
             return Err(self.corrupt(at, what));
         }
+        if let Some(part) = part
+            && !self.lacks_sectors(part)?
+        {
+            return Err(self.damaged_tail(at, what));
+        }
         self.end = Some(End::Torn);
         Ok(())
+    }
+
+    /// Whether some of the bytes may never have been written: they lie beyond the end, or all
+    /// of them within one sector are zero, as in a file that grew before its content came.
+    fn lacks_sectors(&mut self, part: Range<u64>) -> Result<bool> {
+        if part.end > self.len {
+            return Ok(true);
+        }
+        // Both are below the length of one frame.
+        let (want, into) = ((part.end - part.start) as usize, part.start as usize % SECTOR);
+        let bytes = self.window(part.start, want)?;
+        let (first, rest) = bytes.split_at((SECTOR - into).min(bytes.len()));
+        let mut sectors = std::iter::once(first).chain(rest.chunks(SECTOR));
+        Ok(sectors.any(|sector| sector.iter().all(|byte| *byte == 0)))
     }
 
     /// Whether a frame behind `at` says that the byte at `at` was durable when it was written.
@@ -438,14 +469,25 @@ impl FileReader {
     }
 
     fn corrupt(&self, at: u64, what: &str) -> Error {
-        Error::new(
-            Code::Corrupt,
-            format!("log file {} at offset {at}: {what}", self.path.display()),
-        )
-        .with_hint(
+        self.damage(at, what).with_hint(
             "the record was stored and is damaged now: restore the file from a backup; the \
              store does not open without it",
         )
+    }
+
+    /// Damage to the last record, behind which nothing tells whether it was acknowledged.
+    fn damaged_tail(&self, at: u64, what: &str) -> Error {
+        let path = self.path.display();
+        self.damage(at, what).with_hint(format!(
+            "all of the record was written, and it is damaged now: restore the file from a \
+             backup, or give up this last record and what follows it, acknowledged or not: \
+             truncate --size={at} '{path}'"
+        ))
+    }
+
+    fn damage(&self, at: u64, what: &str) -> Error {
+        let path = self.path.display();
+        Error::new(Code::Corrupt, format!("log file {path} at offset {at}: {what}"))
     }
 }
 

@@ -227,6 +227,70 @@ fn a_flipped_bit_in_the_middle_names_file_and_offset() {
 }
 
 #[test]
+fn a_flipped_bit_in_the_last_synced_record_is_no_torn_tail() {
+    let sizes = [60, 100, 1500, 3000];
+    for (size, step) in sizes.into_iter().zip([1, 1, 7, 31]) {
+        let bench = Bench::new(3);
+        let journal = bench.open(1);
+        for name in [0, 1] {
+            let group = RecordGroup::of(record(name, size));
+            journal.append(group, Durability::EveryWrite, Box::new(|_| ()));
+            journal.step();
+        }
+        let start = (FILE_HEADER + FRAME_HEADER + size) as u64;
+        let end = start + (FRAME_HEADER + size) as u64;
+        for at in (start..end).step_by(step) {
+            let bit = (at % 8) as u8;
+            bench.sim.disk.flip_bit(&bench.file(1), at, bit).unwrap();
+            let error = Bench::on(bench.sim.clone()).stored().unwrap_err();
+            assert_eq!(error.code(), Code::Corrupt, "byte {at} of {size}");
+            let wanted = format!("{} at offset {start}:", bench.file(1).display());
+            assert!(error.message().contains(&wanted), "{error} should name {wanted}");
+            let way_out = format!("truncate --size={start} '{}'", bench.file(1).display());
+            assert!(error.hint().is_some_and(|hint| hint.contains(&way_out)), "{error:?}");
+            bench.sim.disk.flip_bit(&bench.file(1), at, bit).unwrap();
+        }
+        // The way out that the error names.
+        bench.sim.disk.flip_bit(&bench.file(1), end - 9, 0).unwrap();
+        let mut file = bench.sim.env().disk.open(&bench.file(1)).unwrap();
+        file.truncate(start).unwrap();
+        let reopened = Bench::on(bench.sim.clone());
+        assert_eq!(reopened.stored().unwrap(), [0]);
+        let journal = reopened.open(2);
+        reopened.append(&journal, 7, Durability::EveryWrite);
+        journal.step();
+        assert_eq!(Bench::on(bench.sim).stored().unwrap(), [0, 7]);
+    }
+}
+
+#[test]
+fn what_a_power_cut_tears_is_never_taken_for_damage() {
+    let (mut short, mut holes) = (0, 0);
+    for seed in 0..1500 {
+        let bench = Bench::new(seed);
+        let journal = bench.open(1);
+        bench.append(&journal, 0, Durability::EveryWrite);
+        journal.step();
+        let mut written = (FILE_HEADER + FRAME_HEADER + 100) as u64;
+        for name in 1..=1 + seed % 3 {
+            let size = 8 + (seed * 131 + name * 977) as usize % 3000;
+            let done = Box::new(|_| ());
+            journal.append(RecordGroup::of(record(name, size)), Durability::OsDefault, done);
+            written += (FRAME_HEADER + size) as u64;
+        }
+        journal.step();
+        let bench = bench.crash(seed);
+        let stored = bench.stored().unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+        assert_eq!(stored, (0..stored.len() as u64).collect::<Vec<_>>(), "seed {seed}");
+        let file = bench.sim.env().disk.open(&bench.file(1)).unwrap();
+        let lost = stored.len() as u64 - 1 < 1 + seed % 3;
+        short += u64::from(lost && file.len().unwrap() < written);
+        holes += u64::from(lost && file.len().unwrap() == written);
+    }
+    assert!(short > 100 && holes > 100, "the disk cuts and leaves holes: {short} {holes}");
+}
+
+#[test]
 fn damage_at_the_end_of_a_file_is_seen_by_the_next_one() {
     let bench = Bench::new(3);
     let journal = bench.open(1);
