@@ -1,5 +1,6 @@
 //! The published interface: frozen files stay as they were published, and the line under
 //! work still says what was published.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test reads its files")]
 
 use std::path::{Path, PathBuf};
 
