@@ -25,11 +25,13 @@ pub mod limits;
 mod line;
 pub mod log;
 pub mod memory;
+pub mod pack;
 mod permits;
 pub mod pipeline;
 pub mod query;
 pub mod registry;
 pub mod stats;
+pub mod template;
 pub mod validate;
 pub mod version;
 
