@@ -11,6 +11,7 @@
 
 pub mod actor;
 pub mod cancel;
+pub mod digest;
 pub mod env;
 pub mod error;
 mod host;
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod invariant;
 pub mod message;
 pub mod observe;
+pub mod plugin;
 pub mod pools;
 pub mod port;
 pub mod schema;

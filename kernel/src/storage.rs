@@ -8,6 +8,7 @@
 //! | [`sort`], [`merge`], [`overlap`], [`key`] | order by series and time, last write wins |
 //! | [`segment`], [`compact`] | Parquet files and merging them |
 //! | [`version`] | what readers see |
+//! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
 //!
 //! **Write path**: a writer encodes a batch ([`log::Record::encode`]) and hands it to
@@ -39,6 +40,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, MetaVersion, PartitionId, Position, TableId};
 use crate::schema::TableDef;
 use crate::storage::committer::Committer;
+use crate::storage::components::Components;
 use crate::storage::journal::Journal;
 use crate::storage::journal::files::Files;
 use crate::storage::log::LogWriter;
@@ -50,6 +52,7 @@ use crate::storage::version::{Frozen, SegmentFiles, TableState, VersionCell};
 pub mod collect;
 pub mod committer;
 pub mod compact;
+pub mod components;
 pub mod frame;
 pub mod interner;
 pub mod journal;
@@ -85,6 +88,7 @@ pub struct Store {
     poison: Poison,
     epoch: Epoch,
     garbage: collect::Garbage,
+    components: Arc<Components>,
     /// Held for as long as the store is open.
     _lock: Box<dyn Any + Send + Sync>,
 }
@@ -289,14 +293,23 @@ impl Store {
         &self.poison
     }
 
-    /// Deletes segment files that nothing names any more and that no reader has used for the
-    /// grace period. Blocks on the disk; meant to be called now and then.
+    /// Where the bytes of plugins lie.
+    #[must_use]
+    pub fn components(&self) -> &Arc<Components> {
+        &self.components
+    }
+
+    /// Deletes segments and components that nothing names any more and that nobody has used for
+    /// the grace period. Blocks on the disk; meant to be called now and then.
     ///
     /// # Errors
     /// I/O errors; what was not deleted is tried again with the next call.
     pub fn collect_garbage(&self) -> Result<usize> {
         self.poison.check()?;
-        self.garbage.collect(&self.env, &self.tables.files, || self.catalog())
+        let segments = self.garbage.collect(&self.env, &self.tables.files, || self.catalog());
+        let grace = self.garbage.grace();
+        let components = self.components.collect(&self.env, grace, || self.catalog());
+        Ok(segments? + components?)
     }
 
     /// The tables whose rows in memory keep log files from being removed, where those files

@@ -3,8 +3,8 @@
 //!
 //! Checked are W1 (what was acknowledged survives), W2 (a batch is there whole or not at all),
 //! W3 (recovery refuses a gap in the log), V2 (flush and merge keep the rows) and M1 (every
-//! segment that the metadata names can be read). What was not acknowledged may survive a crash,
-//! but only in the order of the log.
+//! segment and component that the metadata names can be read). What was not acknowledged may
+//! survive a crash, but only in the order of the log.
 //!
 //! `KYMO_SEED=n` replays one seed and prints what it does; `KYMO_SEEDS=n` sets how many run.
 
@@ -58,7 +58,7 @@ fn the_store_agrees_with_the_model_after_every_crash() {
     assert!(violations.is_empty());
     let seen = coverage.into_inner();
     println!("{seeds} seeds: {seen:?}");
-    let enough = [seen.flushes, seen.merges, seen.poisons, seen.survivors, seen.lost];
+    let enough = [seen.flushes, seen.merges, seen.installs, seen.poisons, seen.survivors, seen.lost];
     assert!(seeds < 100 || enough.iter().all(|count| *count > 50), "too little met: {seen:?}");
 }
 

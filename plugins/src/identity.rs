@@ -7,82 +7,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use kymo_kernel::digest::Digest;
 use kymo_kernel::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-
-const SCHEME: &str = "sha256:";
-
-/// SHA-256 of a component's bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// The digest of these bytes.
-    #[must_use]
-    pub fn of(component: &[u8]) -> Self {
-        Digest(Sha256::digest(component).into())
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(SCHEME)?;
-        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, out)
-    }
-}
-
-impl FromStr for Digest {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let refuse = || {
-            Error::new(Code::InvalidInput, format!("{text:?} is not a digest"))
-                .with_hint("write sha256: and 64 lower-case hexadecimal digits")
-        };
-        let digits = text.strip_prefix(SCHEME).ok_or_else(refuse)?.as_bytes();
-        let mut bytes = [0; 32];
-        if digits.len() != 2 * bytes.len() {
-            return Err(refuse());
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let (Some(high), Some(low)) = (hex(pair[0]), hex(pair[1])) else {
-                return Err(refuse());
-            };
-            *byte = high << 4 | low;
-        }
-        Ok(Digest(bytes))
-    }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> String {
-        digest.to_string()
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
 
 /// A plugin by name and content.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -147,15 +74,6 @@ mod tests {
     fn a_reference_survives_its_text() {
         let plugin = PluginRef::new("t-digest", b"component").unwrap();
         assert_eq!(plugin.to_string().parse::<PluginRef>().unwrap(), plugin);
-    }
-
-    #[test]
-    fn the_digest_is_sha256() {
-        // The empty message's digest as published in FIPS 180-4's examples.
-        assert_eq!(
-            Digest::of(b"").to_string(),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
     }
 
     #[test]

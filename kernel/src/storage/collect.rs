@@ -33,6 +33,12 @@ impl Garbage {
         Garbage { grace, waiting: Mutex::default() }
     }
 
+    /// How long a file stays that nothing names.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
     /// How many files wait.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -21,10 +21,12 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{
     ColumnId, Epoch, MetaVersion, PartitionId, Position, SegmentId, Slot, TableId, TimeRange,
 };
+use crate::plugin::{FunctionDef, PluginDef, TransformDef, Transforms};
 use crate::schema::{DEFAULT_DATABASE, TableDef, TableName};
 use crate::user::User;
 
 pub mod codec;
+mod plugins;
 
 /// The newest layout of data that this build writes and reads. A store that asks for a
 /// newer reader is refused.
@@ -167,6 +169,12 @@ pub struct Snapshot {
     pub assignments: Arc<BTreeMap<PartitionId, Assignment>>,
     /// Processes by name.
     pub nodes: Arc<BTreeMap<String, NodeMeta>>,
+    /// Plugins by name.
+    pub plugins: Arc<BTreeMap<String, Arc<PluginDef>>>,
+    /// Functions of plugins under names of their own.
+    pub functions: Arc<BTreeMap<String, Arc<FunctionDef>>>,
+    /// Transforms of tables; a table without any is not in it.
+    pub transforms: Arc<Transforms>,
 }
 
 impl Default for Snapshot {
@@ -183,6 +191,9 @@ impl Default for Snapshot {
             users: Arc::default(),
             assignments: Arc::default(),
             nodes: Arc::default(),
+            plugins: Arc::default(),
+            functions: Arc::default(),
+            transforms: Arc::default(),
         }
     }
 }
@@ -280,6 +291,34 @@ pub enum Op {
         /// What it says.
         node: NodeMeta,
     },
+    /// Creates a plugin or changes it; its revision must be the next. The components of its
+    /// versions must be in the store ([`crate::storage::components`]).
+    PutPlugin {
+        /// The definition.
+        plugin: PluginDef,
+    },
+    /// Removes a plugin that no function and no transform uses; it must exist.
+    DropPlugin {
+        /// Its name.
+        name: String,
+    },
+    /// Creates or replaces a function; its plugin must exist.
+    PutFunction {
+        /// The definition.
+        function: FunctionDef,
+    },
+    /// Removes a function; it must exist.
+    DropFunction {
+        /// Its name.
+        name: String,
+    },
+    /// Sets the transforms of a table, none included; the table and their plugins must exist.
+    PutTransforms {
+        /// The table.
+        table: TableId,
+        /// In the order in which rows pass them.
+        chain: Vec<TransformDef>,
+    },
 }
 
 fn conflict(what: impl Into<String>) -> Error {
@@ -360,6 +399,11 @@ impl Snapshot {
                 Arc::make_mut(&mut self.nodes).insert(node.id.clone(), node.clone());
                 Ok(())
             }
+            Op::PutPlugin { plugin } => self.put_plugin(plugin),
+            Op::DropPlugin { name } => self.drop_plugin(name),
+            Op::PutFunction { function } => self.put_function(function),
+            Op::DropFunction { name } => self.drop_function(name),
+            Op::PutTransforms { table, chain } => self.put_transforms(*table, chain),
         }
     }
 
@@ -435,6 +479,7 @@ impl Snapshot {
             return Err(no_table(table));
         };
         Arc::make_mut(&mut self.names).remove(&gone.def.name);
+        self.forget_transforms(table);
         Ok(())
     }
 
@@ -510,3 +555,6 @@ impl TableMeta {
 fn no_table(table: TableId) -> Error {
     Error::new(Code::TableNotFound, format!("table with id {table} does not exist"))
 }
+
+#[cfg(test)]
+mod tests;

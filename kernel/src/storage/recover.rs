@@ -5,8 +5,8 @@
 //! before the log is read: from then on an earlier owner that still runs is refused. The log is
 //! replayed as older than anything written from now on; whenever its rows take more memory than
 //! `journal.replay_bytes`, the largest table is flushed. Only then does a new log file begin.
-//! Last, segment files that nothing names (of flushes and merges that did not come to their
-//! commit) are removed.
+//! Last, segment files and components that nothing names (of flushes, merges and uploads that
+//! did not come to their commit) are removed.
 //!
 //! Opening twice gives the same store: nothing is changed before it can be repeated.
 
@@ -23,6 +23,7 @@ use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
 use crate::storage::committer::{Committer, Habits};
+use crate::storage::components::Components;
 use crate::storage::journal::local::LocalLog;
 use crate::storage::journal::{Drive, Limits};
 use crate::storage::log::{DurableLog, Record};
@@ -103,6 +104,8 @@ pub(super) fn open(
     states.into_iter().for_each(|state| tables.unclaim(state));
     let journal = log.open_journal(PartitionId::ONLY, epoch)?;
     collect::sweep(&env, &root, &committer.head())?;
+    let components = Components::new(env.disk.clone(), &root);
+    components.sweep(&committer.head())?;
     trim_log(&env, &log_files, &committer.head());
     tracing::info!(
         folder = %root.display(),
@@ -127,6 +130,7 @@ pub(super) fn open(
         poison,
         epoch,
         garbage,
+        components,
         _lock: lock,
     }))
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::digest::Digest;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::ids::{ColumnId, Position, TableId};
 use kymo_kernel::message::Durability;
+use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::schema::{
     Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
 };
@@ -79,6 +81,7 @@ pub struct Coverage {
     pub acknowledged: usize,
     pub flushes: usize,
     pub merges: usize,
+    pub installs: usize,
     pub poisons: usize,
     pub recoveries: usize,
     pub survivors: usize,
@@ -90,6 +93,7 @@ impl std::ops::AddAssign for Coverage {
         self.acknowledged += other.acknowledged;
         self.flushes += other.flushes;
         self.merges += other.merges;
+        self.installs += other.installs;
         self.poisons += other.poisons;
         self.recoveries += other.recoveries;
         self.survivors += other.survivors;
@@ -109,6 +113,8 @@ pub struct Run {
     states: BTreeMap<TableId, TableState>,
     /// Tables that must exist.
     tables: BTreeMap<TableId, Arc<TableDef>>,
+    /// Plugins that must exist, with their components.
+    plugins: BTreeMap<String, Arc<PluginDef>>,
     /// In the order of the log.
     writes: Vec<Write>,
     answers: Answers,
@@ -142,6 +148,7 @@ impl Run {
             store: None,
             states: BTreeMap::new(),
             tables: BTreeMap::new(),
+            plugins: BTreeMap::new(),
             writes: Vec::new(),
             answers: Answers::default(),
             unsure: false,
@@ -179,7 +186,9 @@ impl Run {
             return self.crash_or_kill();
         }
         match self.dice.below(100) {
-            0..45 => self.append(),
+            0..42 => self.append(),
+            42..44 => self.install(),
+            44..45 => self.drop_plugin(),
             45..60 => self.step(),
             60..70 => self.flush(),
             70..75 => self.merge(),
@@ -291,6 +300,69 @@ impl Run {
             }
             if self.store().table(def.id).is_some() {
                 return broken(format!("table {} is dropped and still there", def.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uploads a component and names it as the next version of a plugin.
+    fn install(&mut self) -> Result<(), Violation> {
+        let name = ["p", "q"][self.dice.below(2) as usize].to_owned();
+        let component = self.dice.below(6).to_le_bytes();
+        let store = self.store();
+        let upload = || {
+            let mut staged = store.components().begin()?;
+            component.chunks(3).try_for_each(|chunk| staged.append(chunk))?;
+            staged.publish(Some(Digest::of(&component)))
+        };
+        let held = match upload() {
+            Ok(held) => held,
+            Err(error) => {
+                self.say(|| format!("upload failed: {error}"));
+                return Ok(());
+            }
+        };
+        let version = PluginVersionDef {
+            digest: held.digest(),
+            bytes: held.bytes(),
+            version: "1.0.0".to_owned(),
+            description: String::new(),
+            installed_ns: 0,
+            settings: BTreeMap::new(),
+        };
+        let plugin = PluginDef {
+            revision: self.plugins.get(&name).map_or(0, |known| known.revision) + 1,
+            active: Some(version.digest),
+            name: name.clone(),
+            versions: vec![version],
+            previous: None,
+            canary: None,
+            suspended: None,
+        };
+        self.say(|| format!("install {name} {}", held.digest()));
+        if self.commit(Op::PutPlugin { plugin: plugin.clone() }) {
+            self.coverage.installs += 1;
+            self.plugins.insert(name, Arc::new(plugin));
+        }
+        Ok(())
+    }
+
+    fn drop_plugin(&mut self) -> Result<(), Violation> {
+        let Some(name) = self.plugins.keys().next().cloned() else { return Ok(()) };
+        self.say(|| format!("drop plugin {name}"));
+        if self.commit(Op::DropPlugin { name: name.clone() }) {
+            self.plugins.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// What the metadata names is there (M1), whatever was collected (M2).
+    fn check_components(&self) -> Result<(), Violation> {
+        for plugin in self.plugins.values() {
+            for version in &plugin.versions {
+                if let Err(error) = self.store().components().read(version.digest) {
+                    return broken(format!("plugin {}: {error:?}", plugin.name));
+                }
             }
         }
         Ok(())
@@ -440,7 +512,7 @@ impl Run {
             Ok(count) => self.say(|| format!("collected {count}")),
             Err(error) => self.say(|| format!("collecting failed: {error}")),
         }
-        Ok(())
+        self.check_components()
     }
 
     fn inject(&mut self) {
@@ -452,7 +524,7 @@ impl Run {
             Operation::Link,
             Operation::Remove,
         ];
-        let operation = operations[self.dice.below(6) as usize];
+        let operation = operations[self.dice.below(operations.len() as u64) as usize];
         let fault = if self.dice.chance(50) { Fault::Eio } else { Fault::Enospc };
         if self.dice.chance(25) {
             let room = self.dice.below(3000);
@@ -559,6 +631,14 @@ impl Run {
         if !self.unsure && known != self.tables {
             return broken(format!("tables are {known:?}, should be {:?}", self.tables));
         }
+        if !self.unsure && *catalog.plugins != self.plugins {
+            return broken(format!(
+                "plugins are {:?}, should be {:?}",
+                catalog.plugins, self.plugins
+            ));
+        }
+        self.plugins = BTreeMap::clone(&catalog.plugins);
+        self.check_components()?;
         self.unsure = false;
         self.tables.clear();
         for def in known.into_values() {

@@ -5,7 +5,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | magic: `KYME` for an edit file, `KYMS` for a checkpoint |
-//! | 4 | 4 | format version, today 1 |
+//! | 4 | 4 | format version, 1 or 2; written is 2 |
 //! | 8 | 8 | metadata version |
 //! | 16 | 8 | length of the body |
 //! | 24 | 4 | CRC32C of the body |
@@ -14,6 +14,8 @@
 //!
 //! The records are types of their own and never change once released: a new layout gets a
 //! new format version and new records beside these. New kinds of [`OpRecord`] go to its end.
+//! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
+//! format's record in a checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,9 +35,13 @@ use crate::storage::meta::{Assignment, Author, ColumnStats, Edit, NodeMeta, Op, 
 use crate::storage::meta::{SegmentMeta, Snapshot, TableMeta};
 use crate::user::{ScramVerifier, User};
 
+mod plugins;
+
+use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
+
 const EDIT_MAGIC: [u8; 4] = *b"KYME";
 const SNAPSHOT_MAGIC: [u8; 4] = *b"KYMS";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const ENVELOPE: usize = 32;
 
 /// The bytes of an edit file: the edits that were committed together as one version.
@@ -52,7 +58,8 @@ pub fn encode_edits(version: MetaVersion, edits: &[Edit]) -> Result<Vec<u8>> {
 /// # Errors
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_edits(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Vec<Edit>> {
-    let records: Vec<EditRecord> = open(EDIT_MAGIC, file, version, bytes)?;
+    let (_, body) = open(EDIT_MAGIC, file, version, bytes)?;
+    let records: Vec<EditRecord> = decode(file, body)?;
     Ok(records.into_iter().map(Edit::from).collect())
 }
 
@@ -61,7 +68,8 @@ pub fn decode_edits(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<V
 /// # Errors
 /// `internal` if a record cannot be encoded, which no record of ours should cause.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
-    seal(SNAPSHOT_MAGIC, snapshot.version, &SnapshotRecord::from(snapshot))
+    let body = (SnapshotRecord::from(snapshot), PluginsRecord::from(snapshot));
+    seal(SNAPSHOT_MAGIC, snapshot.version, &body)
 }
 
 /// Reads a checkpoint back.
@@ -69,8 +77,14 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
 /// # Errors
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_snapshot(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Snapshot> {
-    let record: SnapshotRecord = open(SNAPSHOT_MAGIC, file, version, bytes)?;
-    Ok(record.into_snapshot(version))
+    let (format, body) = open(SNAPSHOT_MAGIC, file, version, bytes)?;
+    let (record, plugins) = match format {
+        1 => (decode(file, body)?, PluginsRecord::default()),
+        _ => decode::<(SnapshotRecord, PluginsRecord)>(file, body)?,
+    };
+    let mut snapshot = record.into_snapshot(version);
+    plugins.add_to(&mut snapshot);
+    Ok(snapshot)
 }
 
 fn seal<T: Serialize>(magic: [u8; 4], version: MetaVersion, body: &T) -> Result<Vec<u8>> {
@@ -88,16 +102,19 @@ fn seal<T: Serialize>(magic: [u8; 4], version: MetaVersion, body: &T) -> Result<
     Ok(bytes)
 }
 
-fn open<T: DeserializeOwned>(
+fn corrupt(file: &Path, what: &str) -> Error {
+    Error::new(Code::Corrupt, format!("metadata file {}: {what}", file.display()))
+        .with_hint("restore the file from a backup; the store cannot be opened without it")
+}
+
+/// The format and the body of a file.
+fn open<'a>(
     magic: [u8; 4],
     file: &Path,
     version: MetaVersion,
-    bytes: &[u8],
-) -> Result<T> {
-    let corrupt = |what: &str| {
-        Error::new(Code::Corrupt, format!("metadata file {}: {what}", file.display()))
-            .with_hint("restore the file from a backup; the store cannot be opened without it")
-    };
+    bytes: &'a [u8],
+) -> Result<(u32, &'a [u8])> {
+    let corrupt = |what: &str| corrupt(file, what);
     let Some((head, body)) = bytes.split_at_checked(ENVELOPE) else {
         return Err(corrupt("shorter than its header"));
     };
@@ -106,7 +123,7 @@ fn open<T: DeserializeOwned>(
     if head[..4] != magic || crc32c::crc32c(&head[..28]) != word(28) {
         return Err(corrupt("its header does not verify"));
     }
-    if word(4) != FORMAT {
+    if !(1..=FORMAT).contains(&word(4)) {
         return Err(Error::new(
             Code::Unsupported,
             format!("metadata file {}: format {} is not known", file.display(), word(4)),
@@ -119,7 +136,11 @@ fn open<T: DeserializeOwned>(
     if long(16) != body.len() as u64 || crc32c::crc32c(body) != word(24) {
         return Err(corrupt("its content does not verify"));
     }
-    postcard::from_bytes(body).map_err(|_| corrupt("its content does not decode"))
+    Ok((word(4), body))
+}
+
+fn decode<T: DeserializeOwned>(file: &Path, body: &[u8]) -> Result<T> {
+    postcard::from_bytes(body).map_err(|_| corrupt(file, "its content does not decode"))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -232,6 +253,11 @@ enum OpRecord {
     DropUser(String),
     Assign(AssignmentRecord),
     Node(NodeRecord),
+    PutPlugin(PluginRecord),
+    DropPlugin(String),
+    PutFunction(FunctionRecord),
+    DropFunction(String),
+    PutTransforms { table: u64, chain: Vec<TransformRecord> },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -555,6 +581,14 @@ impl From<&Op> for OpRecord {
                 OpRecord::Assign(AssignmentRecord::new(*partition, assignment))
             }
             Op::Node { node } => OpRecord::Node(node.into()),
+            Op::PutPlugin { plugin } => OpRecord::PutPlugin(plugin.into()),
+            Op::DropPlugin { name } => OpRecord::DropPlugin(name.clone()),
+            Op::PutFunction { function } => OpRecord::PutFunction(function.into()),
+            Op::DropFunction { name } => OpRecord::DropFunction(name.clone()),
+            Op::PutTransforms { table, chain } => OpRecord::PutTransforms {
+                table: table.0,
+                chain: plugins::chain_records(chain),
+            },
         }
     }
 }
@@ -587,6 +621,13 @@ impl From<OpRecord> for Op {
                 Op::Assign { partition, assignment }
             }
             OpRecord::Node(node) => Op::Node { node: node.into() },
+            OpRecord::PutPlugin(plugin) => Op::PutPlugin { plugin: plugin.into() },
+            OpRecord::DropPlugin(name) => Op::DropPlugin { name },
+            OpRecord::PutFunction(function) => Op::PutFunction { function: function.into() },
+            OpRecord::DropFunction(name) => Op::DropFunction { name },
+            OpRecord::PutTransforms { table, chain } => {
+                Op::PutTransforms { table: TableId(table), chain: plugins::chain(chain) }
+            }
         }
     }
 }
@@ -635,6 +676,9 @@ impl SnapshotRecord {
                 self.assignments.into_iter().map(AssignmentRecord::split).collect(),
             ),
             nodes: Arc::new(nodes.map(|node| (node.id.clone(), node)).collect()),
+            plugins: Arc::default(),
+            functions: Arc::default(),
+            transforms: Arc::default(),
         }
     }
 }

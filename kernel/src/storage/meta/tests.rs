@@ -1,0 +1,242 @@
+//! Random edits of plugins, functions, transforms and tables: whatever is accepted leaves no
+//! reference without its object, and both files of the metadata log bring it back as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::digest::Digest;
+use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
+use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};
+use crate::user::ScramVerifier;
+
+fn table(id: u64) -> TableDef {
+    let column = |id, name: &str, kind, field_type| Column {
+        id: ColumnId(id),
+        name: name.to_owned(),
+        kind,
+        field_type,
+    };
+    let columns = vec![
+        column(1, "host", ColumnKind::Tag, FieldType::Text),
+        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
+        column(3, "usage", ColumnKind::Field, FieldType::Float64),
+    ];
+    TableDef {
+        id: TableId(id),
+        name: TableName::new("kymo", if id == 1 { "cpu".to_owned() } else { format!("t{id}") }),
+        schema: TableSchema { version: 1, columns },
+        options: TableOptions::default(),
+    }
+}
+
+/// What the checked-in files of the first format were made from.
+fn first_format() -> Edit {
+    let scram = ScramVerifier {
+        salt: vec![1, 2],
+        iterations: 4096,
+        stored_key: [3; 32],
+        server_key: [4; 32],
+    };
+    let user = User {
+        name: "admin".to_owned(),
+        admin: true,
+        argon2: "$argon2id$".to_owned(),
+        scram,
+        tokens: vec![[5; 32]],
+    };
+    Edit {
+        commit_id: Uuid::from_u128(7),
+        by: Author {
+            node: "node-1".to_owned(),
+            partition: PartitionId::ONLY,
+            epoch: Epoch(0),
+        },
+        ops: vec![
+            Op::CreateDatabase { name: "d".to_owned() },
+            Op::PutTable { def: table(1) },
+            Op::PutUser { user },
+        ],
+    }
+}
+
+#[test]
+fn files_of_the_first_format_are_read() {
+    let version = MetaVersion(9);
+    let edit = include_bytes!("testdata/format1.edit");
+    assert_eq!(codec::decode_edits(Path::new("e"), version, edit).unwrap(), [first_format()]);
+    let expected =
+        Snapshot { version, ..Snapshot::default().apply(&first_format()).unwrap() };
+    let checkpoint = include_bytes!("testdata/format1.snap");
+    assert_eq!(codec::decode_snapshot(Path::new("s"), version, checkpoint).unwrap(), expected);
+}
+
+#[test]
+fn a_newer_format_is_refused_by_name() {
+    let version = MetaVersion(1);
+    let mut bytes = codec::encode_edits(version, &[first_format()]).unwrap();
+    bytes[4] = 3;
+    let crc = crc32c::crc32c(&bytes[..28]);
+    bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+    let error = codec::decode_edits(Path::new("e"), version, &bytes).unwrap_err();
+    assert_eq!(error.code(), Code::Unsupported);
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    (0..3u8).prop_map(|seed| Digest::of(&[seed]))
+}
+
+fn settings() -> impl Strategy<Value = BTreeMap<String, String>> {
+    proptest::collection::btree_map("[a-c]", "[xyz]{0,3}", 0..3)
+}
+
+fn plugin_name() -> impl Strategy<Value = String> {
+    "[pq]"
+}
+
+fn plugin() -> impl Strategy<Value = PluginDef> {
+    let version = (digest(), settings(), any::<i64>()).prop_map(|(digest, settings, at)| {
+        PluginVersionDef {
+            digest,
+            bytes: 3,
+            version: "1.0.0".to_owned(),
+            description: "{}".to_owned(),
+            installed_ns: at,
+            settings,
+        }
+    });
+    (
+        (plugin_name(), 1..4u64, proptest::collection::vec(version, 0..4)),
+        proptest::option::of(digest()),
+        proptest::option::of(digest()),
+        proptest::option::weighted(0.3, (digest(), 0..102u8)),
+        proptest::option::of("[a-z]{0,4}"),
+    )
+        .prop_map(|((name, revision, versions), active, previous, canary, reason)| PluginDef {
+            name,
+            revision,
+            versions,
+            active,
+            previous,
+            canary: canary.map(|(digest, percent)| Canary { digest, percent }),
+            suspended: reason.map(|reason| Suspension { reason, since_ns: 5 }),
+        })
+}
+
+fn transform() -> impl Strategy<Value = TransformDef> {
+    let on_error =
+        prop_oneof![Just(OnError::Reject), Just(OnError::Pass), Just(OnError::DeadLetter)];
+    (plugin_name(), "[fg]", settings(), on_error).prop_map(
+        |(plugin, function, settings, on_error)| TransformDef {
+            plugin,
+            function,
+            settings,
+            on_error,
+        },
+    )
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => plugin().prop_map(|plugin| Op::PutPlugin { plugin }),
+        1 => plugin_name().prop_map(|name| Op::DropPlugin { name }),
+        3 => ("[fg]", plugin_name()).prop_map(|(name, plugin)| Op::PutFunction {
+            function: FunctionDef {
+                function: name.clone(),
+                name,
+                plugin,
+                parameters: vec!["DOUBLE PRECISION".to_owned()],
+                returns: "TEXT".to_owned(),
+            },
+        }),
+        1 => "[fg]".prop_map(|name| Op::DropFunction { name }),
+        3 => (1..4u64, proptest::collection::vec(transform(), 0..3)).prop_map(|(table, chain)| {
+            Op::PutTransforms { table: TableId(table), chain }
+        }),
+        3 => (1..4u64).prop_map(|id| Op::PutTable { def: table(id) }),
+        1 => (1..4u64).prop_map(|table| Op::DropTable { table: TableId(table) }),
+    ]
+}
+
+fn check(snapshot: &Snapshot) {
+    let plugins: BTreeSet<&String> = snapshot.plugins.keys().collect();
+    for (name, plugin) in snapshot.plugins.iter() {
+        assert_eq!(*name, plugin.name);
+        plugin.check().unwrap();
+    }
+    assert!(snapshot.functions.values().all(|each| plugins.contains(&each.plugin)));
+    for (table, chain) in snapshot.transforms.iter() {
+        assert!(snapshot.tables.contains_key(table) && !chain.is_empty());
+        assert!(chain.iter().all(|each| plugins.contains(&each.plugin)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_edit_leaves_a_reference_without_its_object(
+        ops in proptest::collection::vec(op(), 1..40),
+    ) {
+        let (mut snapshot, mut replayed) = (Snapshot::default(), Snapshot::default());
+        for (number, op) in ops.into_iter().enumerate() {
+            let version = MetaVersion(number as u64 + 1);
+            let edit = Edit { ops: vec![op], ..first_format() };
+            let bytes = codec::encode_edits(version, std::slice::from_ref(&edit)).unwrap();
+            let read = codec::decode_edits(Path::new("e"), version, &bytes).unwrap();
+            prop_assert_eq!(&read, std::slice::from_ref(&edit));
+            let Ok(next) = snapshot.apply(&edit) else { continue };
+            snapshot = Snapshot { version, ..next };
+            replayed = Snapshot { version, ..replayed.apply(&read[0]).unwrap() };
+            check(&snapshot);
+        }
+        prop_assert_eq!(&replayed, &snapshot);
+        let bytes = codec::encode_snapshot(&snapshot).unwrap();
+        let read = codec::decode_snapshot(Path::new("s"), snapshot.version, &bytes).unwrap();
+        prop_assert_eq!(read, snapshot);
+    }
+}
+
+#[test]
+fn a_plugin_in_use_stays_and_a_stale_change_is_refused() {
+    let version = PluginVersionDef {
+        digest: Digest::of(b"1"),
+        bytes: 1,
+        version: "1.0.0".to_owned(),
+        description: String::new(),
+        installed_ns: 0,
+        settings: BTreeMap::new(),
+    };
+    let plugin = PluginDef {
+        name: "p".to_owned(),
+        revision: 1,
+        versions: vec![version],
+        active: Some(Digest::of(b"1")),
+        previous: None,
+        canary: None,
+        suspended: None,
+    };
+    let function = FunctionDef {
+        name: "f".to_owned(),
+        plugin: "p".to_owned(),
+        function: "g".to_owned(),
+        parameters: Vec::new(),
+        returns: "TEXT".to_owned(),
+    };
+    let apply = |snapshot: &Snapshot, op| snapshot.apply(&Edit { ops: vec![op], ..first_format() });
+    let empty = Snapshot::default();
+    let put_function = Op::PutFunction { function };
+    assert_eq!(apply(&empty, put_function.clone()).unwrap_err().code(), Code::PluginNotFound);
+    let put = Op::PutPlugin { plugin: plugin.clone() };
+    let with = apply(&apply(&empty, put.clone()).unwrap(), put_function).unwrap();
+    assert_eq!(apply(&with, put).unwrap_err().code(), Code::Conflict);
+    let drop_plugin = Op::DropPlugin { name: "p".to_owned() };
+    let error = apply(&with, drop_plugin.clone()).unwrap_err();
+    assert!(error.message().contains("function \"f\""), "{error}");
+    let without = apply(&with, Op::DropFunction { name: "f".to_owned() }).unwrap();
+    assert!(apply(&without, drop_plugin).unwrap().plugins.is_empty());
+    assert_eq!(plugin.find("1.0.0").unwrap().digest, Digest::of(b"1"));
+    assert_eq!(plugin.find("2.0.0").unwrap_err().code(), Code::PluginNotFound);
+}
