@@ -148,8 +148,7 @@ impl PluginDef {
             version.version == label || version.digest.to_string() == label
         };
         self.versions.iter().rev().find(named).ok_or_else(|| {
-            let known: Vec<&str> =
-                self.versions.iter().map(|each| each.version.as_str()).collect();
+            let known: Vec<&str> = self.versions.iter().map(|each| each.version.as_str()).collect();
             Error::new(
                 Code::PluginNotFound,
                 format!("plugin {:?} has no version {label:?}", self.name),
@@ -173,9 +172,8 @@ impl PluginDef {
     /// # Errors
     /// `conflict`, saying what is wrong.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what: &str| {
-            Err(Error::new(Code::Conflict, format!("plugin {:?}: {what}", self.name)))
-        };
+        let wrong =
+            |what: &str| Err(Error::new(Code::Conflict, format!("plugin {:?}: {what}", self.name)));
         let known: BTreeSet<Digest> = self.versions.iter().map(|each| each.digest).collect();
         if known.is_empty() || known.len() != self.versions.len() {
             return wrong("it has no version, or one twice");

@@ -58,7 +58,8 @@ fn the_store_agrees_with_the_model_after_every_crash() {
     assert!(violations.is_empty());
     let seen = coverage.into_inner();
     println!("{seeds} seeds: {seen:?}");
-    let enough = [seen.flushes, seen.merges, seen.installs, seen.poisons, seen.survivors, seen.lost];
+    let enough =
+        [seen.flushes, seen.merges, seen.installs, seen.poisons, seen.survivors, seen.lost];
     assert!(seeds < 100 || enough.iter().all(|count| *count > 50), "too little met: {seen:?}");
 }
 

@@ -585,10 +585,9 @@ impl From<&Op> for OpRecord {
             Op::DropPlugin { name } => OpRecord::DropPlugin(name.clone()),
             Op::PutFunction { function } => OpRecord::PutFunction(function.into()),
             Op::DropFunction { name } => OpRecord::DropFunction(name.clone()),
-            Op::PutTransforms { table, chain } => OpRecord::PutTransforms {
-                table: table.0,
-                chain: plugins::chain_records(chain),
-            },
+            Op::PutTransforms { table, chain } => {
+                OpRecord::PutTransforms { table: table.0, chain: plugins::chain_records(chain) }
+            }
         }
     }
 }

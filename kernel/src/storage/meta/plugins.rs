@@ -43,10 +43,9 @@ impl Snapshot {
     pub(super) fn drop_function(&mut self, name: &str) -> Result<()> {
         match Arc::make_mut(&mut self.functions).remove(name) {
             Some(_) => Ok(()),
-            None => Err(Error::new(
-                Code::FunctionNotFound,
-                format!("function {name:?} does not exist"),
-            )),
+            None => {
+                Err(Error::new(Code::FunctionNotFound, format!("function {name:?} does not exist")))
+            }
         }
     }
 

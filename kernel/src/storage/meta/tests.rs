@@ -49,11 +49,7 @@ fn first_format() -> Edit {
     };
     Edit {
         commit_id: Uuid::from_u128(7),
-        by: Author {
-            node: "node-1".to_owned(),
-            partition: PartitionId::ONLY,
-            epoch: Epoch(0),
-        },
+        by: Author { node: "node-1".to_owned(), partition: PartitionId::ONLY, epoch: Epoch(0) },
         ops: vec![
             Op::CreateDatabase { name: "d".to_owned() },
             Op::PutTable { def: table(1) },
@@ -67,8 +63,7 @@ fn files_of_the_first_format_are_read() {
     let version = MetaVersion(9);
     let edit = include_bytes!("testdata/format1.edit");
     assert_eq!(codec::decode_edits(Path::new("e"), version, edit).unwrap(), [first_format()]);
-    let expected =
-        Snapshot { version, ..Snapshot::default().apply(&first_format()).unwrap() };
+    let expected = Snapshot { version, ..Snapshot::default().apply(&first_format()).unwrap() };
     let checkpoint = include_bytes!("testdata/format1.snap");
     assert_eq!(codec::decode_snapshot(Path::new("s"), version, checkpoint).unwrap(), expected);
 }
@@ -97,16 +92,15 @@ fn plugin_name() -> impl Strategy<Value = String> {
 }
 
 fn plugin() -> impl Strategy<Value = PluginDef> {
-    let version = (digest(), settings(), any::<i64>()).prop_map(|(digest, settings, at)| {
-        PluginVersionDef {
+    let version =
+        (digest(), settings(), any::<i64>()).prop_map(|(digest, settings, at)| PluginVersionDef {
             digest,
             bytes: 3,
             version: "1.0.0".to_owned(),
             description: "{}".to_owned(),
             installed_ns: at,
             settings,
-        }
-    });
+        });
     (
         (plugin_name(), 1..4u64, proptest::collection::vec(version, 0..4)),
         proptest::option::of(digest()),

@@ -187,8 +187,10 @@ impl PluginsRecord {
         let transforms = self.transforms.into_iter();
         snapshot.plugins =
             plugins.map(|each| (each.name.clone(), each.into())).collect::<BTreeMap<_, _>>().into();
-        snapshot.functions =
-            functions.map(|each| (each.name.clone(), each.into())).collect::<BTreeMap<_, _>>().into();
+        snapshot.functions = functions
+            .map(|each| (each.name.clone(), each.into()))
+            .collect::<BTreeMap<_, _>>()
+            .into();
         snapshot.transforms = transforms
             .map(|(table, records)| (TableId(table), chain(records).into()))
             .collect::<BTreeMap<_, _>>()
