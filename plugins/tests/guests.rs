@@ -2,6 +2,9 @@
 //! packed and asks for nothing but the log; and cores are packed with and without a type
 //! section.
 
+#![allow(clippy::unwrap_used, reason = "a test says where it fails")]
+#![allow(clippy::disallowed_methods, reason = "it reads the sources, not a store")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
