@@ -1,5 +1,10 @@
 //! The formats of an answer, each an encoder that takes batches and gives bytes.
+//!
+//! Columns have names of their own in every format, because the keys of a JSON object and
+//! most readers of the others need them: where a query gives a name twice, as `count(*)` and
+//! `count(x)` both do, the later one becomes `count_1`, then `count_2` ([`unique_names`]).
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -8,7 +13,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 use arrow::json::writer::{JsonArray, LineDelimited, WriterBuilder};
-use arrow::record_batch::RecordBatch;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use axum::body::Bytes;
 use axum::http::HeaderValue;
@@ -122,6 +127,8 @@ enum Kind {
 pub struct Encoder {
     pipe: Pipe,
     kind: Kind,
+    /// The shape that goes out, where it differs from that of the batches.
+    sent: Option<SchemaRef>,
 }
 
 impl Encoder {
@@ -131,6 +138,13 @@ impl Encoder {
     /// `unsupported` for a type that the format cannot hold.
     pub fn new(format: Format, schema: &SchemaRef) -> Result<Encoder> {
         let pipe = Pipe::default();
+        let mut sent = unique_names(schema);
+        if format == Format::Parquet {
+            // What the engine notes beside the columns is no business of the file's readers.
+            let fields = sent.as_ref().unwrap_or(schema).fields().clone();
+            sent = Some(Arc::new(Schema::new(fields)));
+        }
+        let schema = sent.as_ref().unwrap_or(schema);
         let json = || WriterBuilder::new().with_explicit_nulls(true);
         let kind = match format {
             Format::Json => Kind::Json(json().build(pipe.clone())),
@@ -145,12 +159,11 @@ impl Encoder {
                 Kind::Pretty { schema: Arc::clone(schema), batches: Vec::new(), bytes: 0 }
             }
             Format::Parquet => {
-                let schema = Arc::new(Schema::new(schema.fields().clone()));
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))
                     .set_max_row_group_row_count(Some(128 * 1024))
                     .build();
-                let writer = ArrowWriter::try_new(pipe.clone(), schema, Some(properties))
+                let writer = ArrowWriter::try_new(pipe.clone(), Arc::clone(schema), Some(properties))
                     .map_err(|error| cannot(error.into()))?;
                 Kind::Parquet(Some(Box::new(writer)))
             }
@@ -158,7 +171,7 @@ impl Encoder {
                 Kind::Arrow(StreamWriter::try_new(pipe.clone(), schema).map_err(cannot)?)
             }
         };
-        Ok(Encoder { pipe, kind })
+        Ok(Encoder { pipe, kind, sent })
     }
 
     /// Encodes rows; gives what can be sent so far.
@@ -167,18 +180,15 @@ impl Encoder {
     /// `unsupported` for a value that the format cannot hold, `too_large` for a table for
     /// people that is too long for them.
     pub fn batch(&mut self, batch: &RecordBatch) -> Result<Bytes> {
+        let reshaped = self.sent.as_ref().map(|schema| reshape(batch, schema)).transpose()?;
+        let batch = reshaped.as_ref().unwrap_or(batch);
         match &mut self.kind {
             Kind::Json(writer) => writer.write(batch).map_err(cannot)?,
             Kind::JsonLines(writer) => writer.write(batch).map_err(cannot)?,
             Kind::Csv(writer) => writer.write(batch).map_err(cannot)?,
             Kind::Arrow(writer) => writer.write(batch).map_err(cannot)?,
             Kind::Parquet(Some(writer)) => {
-                let batch = RecordBatch::try_new(
-                    Arc::new(Schema::new(batch.schema().fields().clone())),
-                    batch.columns().to_vec(),
-                )
-                .map_err(cannot)?;
-                writer.write(&batch).map_err(|error| cannot(error.into()))?;
+                writer.write(batch).map_err(|error| cannot(error.into()))?;
             }
             Kind::Parquet(None) => {}
             Kind::Pretty { batches, bytes, .. } => {
@@ -231,7 +241,63 @@ impl Encoder {
     }
 }
 
+/// The shape with a name of its own for every column; `None` where it has that already.
+///
+/// The first column of a name keeps it. Later ones get the next `_1`, `_2` … that no column of
+/// the query is called, so that no name that is unique by itself changes.
+fn unique_names(schema: &Schema) -> Option<SchemaRef> {
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    let repeated: Vec<bool> =
+        schema.fields().iter().map(|field| !taken.insert(field.name().clone())).collect();
+    if !repeated.contains(&true) {
+        return None;
+    }
+    let fields = schema.fields().iter().zip(repeated).map(|(field, repeated)| {
+        if !repeated {
+            return Arc::clone(field);
+        }
+        let mut number = 1_usize;
+        let name = loop {
+            let name = format!("{}_{number}", field.name());
+            if taken.insert(name.clone()) {
+                break name;
+            }
+            number += 1;
+        };
+        Arc::new(field.as_ref().clone().with_name(name))
+    });
+    Some(Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone())))
+}
+
+/// The same columns under other names.
+fn reshape(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), batch.columns().to_vec(), &rows)
+        .map_err(cannot)
+}
+
 fn cannot(error: ArrowError) -> Error {
     Error::new(Code::Unsupported, format!("the format cannot hold the answer: {error}"))
         .with_hint("CAST the column to text, or use another format")
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field};
+
+    use super::*;
+
+    fn renamed(names: &[&str]) -> Option<Vec<String>> {
+        let fields: Vec<Field> =
+            names.iter().map(|name| Field::new(*name, DataType::Int64, true)).collect();
+        let schema = unique_names(&Schema::new(fields))?;
+        Some(schema.fields().iter().map(|field| field.name().clone()).collect())
+    }
+
+    #[test]
+    fn a_repeated_name_gets_the_next_number_that_is_free() {
+        assert_eq!(renamed(&["a", "b"]), None);
+        assert_eq!(renamed(&["n", "n", "n"]).unwrap(), ["n", "n_1", "n_2"]);
+        assert_eq!(renamed(&["n", "n", "n_1", "n_1"]).unwrap(), ["n", "n_2", "n_1", "n_1_1"]);
+    }
 }

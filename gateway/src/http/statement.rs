@@ -6,7 +6,6 @@ use std::sync::Arc;
 use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, Int64Array, NullArray, StringArray, UInt64Array,
 };
-use futures::StreamExt;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::message::{Outcome, Query, Runnable, SessionContext, Statement};
 use kymo_kernel::schema::{DEFAULT_DATABASE, DEFAULT_SCHEMA};
@@ -20,7 +19,7 @@ use crate::auth::Identity;
 /// What to run, for whom.
 #[derive(Debug, Clone)]
 pub struct Ask {
-    /// One or more statements; the last one's outcome is the answer.
+    /// One or more statements, of which only the last may answer rows.
     pub sql: String,
     /// Values for `$1`, `$2` … (an array) or `$name` … (an object).
     pub parameters: Option<Value>,
@@ -30,10 +29,14 @@ pub struct Ask {
     pub read_only: bool,
 }
 
-/// Runs the statements one after the other.
+/// Runs the statements one after the other; the last one's outcome is the answer.
+///
+/// An answer is one table in every format, so a request may ask for one: rows of a statement
+/// that is not the last would be lost, and such a request is refused before any of it runs.
 ///
 /// # Errors
-/// The first error of any of them; those before it have taken effect.
+/// `unsupported` where a statement before the last answers rows; else the first error of any
+/// of them, and those before it have taken effect.
 pub async fn run(app: &App, identity: &Identity, ask: Ask) -> Result<Outcome> {
     let max = app.settings.query.max_sql_bytes;
     if ask.sql.len() as u64 > max {
@@ -46,20 +49,29 @@ pub async fn run(app: &App, identity: &Identity, ask: Ask) -> Result<Outcome> {
     let Some((last, before)) = statements.split_last() else {
         return Err(Error::new(Code::Syntax, "no statement").with_hint("send SQL text as `q`"));
     };
-    for statement in before {
+    if let Some(at) = before.iter().position(|statement| answers_rows(&statement.verb)) {
+        return Err(rows_before_the_last(at));
+    }
+    for (at, statement) in before.iter().enumerate() {
         match execute(app, statement, &values, &session).await? {
-            Outcome::Rows { mut stream, settings, .. } => {
-                while let Some(batch) = stream.next().await {
-                    batch?;
-                }
-                // A request is no transaction: what lasts for one is over.
-                let kept = settings.into_iter().filter(|change| !change.local);
-                apply(&mut session, kept.map(|change| (change.name, change.value)).collect());
-            }
+            Outcome::Rows { .. } => return Err(rows_before_the_last(at)),
             Outcome::Done { settings, .. } => apply(&mut session, settings),
         }
     }
     execute(app, last, &values, &session).await
+}
+
+/// Whether a statement is known to answer rows before it runs.
+fn answers_rows(verb: &str) -> bool {
+    matches!(verb, "SELECT" | "SHOW" | "EXPLAIN")
+}
+
+fn rows_before_the_last(at: usize) -> Error {
+    let text = format!("statement {} answers rows, but only the last one may", at + 1);
+    Error::new(Code::Unsupported, text).with_hint(
+        "send each question as a request of its own, or use the PostgreSQL port, which answers \
+         every statement",
+    )
 }
 
 async fn execute(

@@ -83,11 +83,13 @@ impl Backend for Fake {
             return std::future::ready(Err(Error::internal("prepared"))).boxed();
         };
         let outcome = match statement.verb.as_str() {
-            "SELECT" => Outcome::Rows {
-                schema: rows().schema(),
-                stream: Box::pin(futures::stream::iter(std::mem::take(&mut *self.batches.lock()))),
-                settings: Vec::new(),
-            },
+            "SELECT" | "FETCH" => {
+                let batches = std::mem::take(&mut *self.batches.lock());
+                let first = batches.iter().find_map(|batch| batch.as_ref().ok());
+                let schema = first.map_or_else(|| rows().schema(), RecordBatch::schema);
+                let stream = Box::pin(futures::stream::iter(batches));
+                Outcome::Rows { schema, stream, settings: Vec::new() }
+            }
             "USE" => Outcome::Done {
                 verb: "USE".into(),
                 rows: None,
@@ -561,6 +563,57 @@ async fn questions_come_in_several_shapes() {
         (unknown.status.as_u16(), &unknown.json()["code"]),
         (404, &json!("database_not_found"))
     );
+}
+
+#[tokio::test]
+async fn only_the_last_statement_of_a_request_may_answer_rows() {
+    let server = server();
+    for sql in ["SELECT 1; SELECT 2", "INSERT x; SELECT 1; INSERT y", "USE a; SHOW t; SELECT 1;"] {
+        for format in ["json", "jsonl", "csv", "pretty", "parquet", "arrow"] {
+            let answer = server.post(&format!("/sql?format={format}"), sql).await;
+            assert_eq!(answer.status, 400, "{sql} {format}");
+            assert_eq!(answer.json()["code"], "unsupported", "{sql} {format}");
+            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            assert!(message.contains("answers rows, but only the last one may"), "{message}");
+        }
+    }
+    assert!(server.fake.queries.lock().is_empty(), "nothing of a refused request runs");
+    // A statement that turns out to answer rows only when it runs is no way around.
+    let answer = server.post("/sql", "FETCH ALL; SELECT 1").await;
+    assert_eq!((answer.status.as_u16(), server.fake.queries.lock().len()), (400, 1));
+    *server.fake.batches.lock() = vec![Ok(rows())];
+    let answer = server.post("/sql", "USE a; INSERT x; SELECT 1;").await;
+    assert_eq!((answer.status.as_u16(), answer.json()[0]["n"].as_i64()), (200, Some(1)));
+}
+
+#[tokio::test]
+async fn columns_of_one_name_are_told_apart_in_every_format() {
+    let server = server();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("count", Arc::new(Int64Array::from(vec![1]))),
+        ("count", Arc::new(Int64Array::from(vec![2]))),
+        ("count_1", Arc::new(Int64Array::from(vec![3]))),
+    ];
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, _)| Field::new(*name, DataType::Int64, true)).collect();
+    let columns = columns.into_iter().map(|(_, column)| column).collect();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap();
+    let ask = async |format: &str| {
+        *server.fake.batches.lock() = vec![Ok(batch.clone())];
+        server.get(&format!("/sql?q=SELECT&format={format}")).await
+    };
+    let expected = r#"{"count":1,"count_2":2,"count_1":3}"#;
+    assert_eq!(ask("json").await.text(), format!("[{expected}]"));
+    assert_eq!(ask("jsonl").await.text(), format!("{expected}\n"));
+    assert_eq!(ask("csv").await.text(), "count,count_2,count_1\n1,2,3\n");
+    assert!(ask("pretty").await.text().contains("| count | count_2 | count_1 |"));
+    let bytes = ask("arrow").await.body;
+    let mut reader = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None).unwrap();
+    assert_eq!(reader.next().unwrap().unwrap().schema().field(1).name(), "count_2");
+    let bytes = bytes::Bytes::from(ask("parquet").await.body);
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
+    assert_eq!(reader.schema().field(1).name(), "count_2");
 }
 
 #[tokio::test]
