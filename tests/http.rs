@@ -246,6 +246,28 @@ async fn telegraf_finds_what_it_asks_for() {
 }
 
 #[tokio::test]
+async fn names_that_cannot_be_are_refused_at_every_door() {
+    let server = Server::start(Options::new());
+    for name in ["../evil", "..", ".", "", "a/b", "a\nb", &"x".repeat(256)] {
+        let answer = server.try_sql(&format!("CREATE DATABASE \"{name}\"")).await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name:?}: {}", answer.text());
+        let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        for path in ["/api/v3/write_lp?db=", "/write/"].map(|path| format!("{path}{encoded}")) {
+            let answer = post(&server, &path, "m v=1").await;
+            assert!(answer.status.is_client_error(), "{path}: {}", answer.text());
+        }
+        let path = format!("/query?q=CREATE+DATABASE+%22{encoded}%22");
+        let answer = post(&server, &path, "").await;
+        assert!(answer.json()["results"][0]["error"].is_string(), "{path}: {}", answer.text());
+    }
+    let table = r#"CREATE TABLE ".." (time TIMESTAMP, v DOUBLE)"#;
+    assert_eq!(server.try_sql(table).await.unwrap().status, StatusCode::BAD_REQUEST);
+    assert_eq!(server.sql("SHOW DATABASES").await.len(), 1);
+    server.write("../up/ü\\ and\\ so v=1 1").await;
+    assert_eq!(count(&server, "\"../up/ü and so\"").await, 1, "a measurement may be called so");
+}
+
+#[tokio::test]
 async fn sql_over_http_reads_with_get_and_changes_with_post() {
     let server = Server::start(Options::new());
     server.write("cpu,host=a usage=1 1000000000\ncpu,host=b usage=2 2000000000").await;

@@ -237,36 +237,77 @@ impl TableName {
         }
     }
 
-    /// Refuses names that no object may have.
+    /// Refuses names that no table may have, by the rules of each part: [`check_space`] for
+    /// database and schema, [`check_table`] for the table.
     ///
     /// # Errors
-    /// `invalid_input` for a part that is empty, longer than 255 bytes or holds a control
-    /// character.
+    /// `invalid_input`, naming the part.
     pub fn check(&self) -> Result<()> {
-        for (what, part) in
-            [("database", &self.database), ("schema", &self.schema), ("table", &self.table)]
-        {
-            check_name(what, part)?;
-        }
-        Ok(())
+        check_space("database", &self.database)?;
+        check_space("schema", &self.schema)?;
+        check_table("table", &self.table)
     }
 }
 
-/// Refuses names that no object may have: empty, longer than 255 bytes, with control characters.
+/// The longest name of anything, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// Refuses names that nothing may have: empty, longer than [`MAX_NAME_BYTES`], or with control
+/// characters. All that columns, tags and users are asked.
 ///
 /// # Errors
 /// `invalid_input`, naming what kind of object the name was for.
 pub fn check_name(what: &str, name: &str) -> Result<()> {
-    let problem = if name.is_empty() {
-        "is empty"
-    } else if name.len() > 255 {
-        "is longer than 255 bytes"
-    } else if name.chars().any(char::is_control) {
-        "holds a control character"
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(Code::InvalidInput, format!("{what} name {name:?} {problem}")))
+    if name.is_empty() {
+        return Err(bad_name(what, name, "is empty"));
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Err(bad_name(what, name, &format!("is longer than {MAX_NAME_BYTES} bytes")));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(bad_name(what, name, "holds a control character"));
+    }
+    Ok(())
+}
+
+/// Refuses names that no table may have: those of [`check_name`], and `.` and `..`. Measurements
+/// of line protocol are tables, so everything else they may be called is allowed, also spaces,
+/// slashes and any script; folders are named by percent-encoding.
+///
+/// # Errors
+/// `invalid_input`, naming what kind of object the name was for.
+pub fn check_table(what: &str, name: &str) -> Result<()> {
+    check_name(what, name)?;
+    if matches!(name, "." | "..") {
+        return Err(bad_name(what, name, "means a folder"));
+    }
+    Ok(())
+}
+
+/// Refuses names that no database or schema may have: those of [`check_table`], and any with a
+/// slash or a backslash, which part an address such as `/write/database/table` and a bucket
+/// such as `database/autogen`.
+///
+/// # Errors
+/// `invalid_input`, naming what kind of object the name was for.
+pub fn check_space(what: &str, name: &str) -> Result<()> {
+    check_table(what, name)?;
+    if name.contains(['/', '\\']) {
+        return Err(bad_name(what, name, "holds a slash or backslash"));
+    }
+    Ok(())
+}
+
+/// A name that is too long is shown by its beginning.
+fn bad_name(what: &str, name: &str, problem: &str) -> Error {
+    let mut shown: String = name.chars().take(40).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    Error::new(Code::InvalidInput, format!("{what} name {shown:?} {problem}")).with_hint(format!(
+        "names have 1 to {MAX_NAME_BYTES} bytes and no control characters; those of databases, \
+         schemas and tables are not . or .., and those of databases and schemas hold no / or \\"
+    ))
 }
 
 impl fmt::Display for TableName {
@@ -320,4 +361,38 @@ pub struct TableBatch {
     /// For each row the line (from 1) of the request that it came from; empty where rows
     /// have no lines.
     pub lines: Vec<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(part: &str) -> [bool; 3] {
+        let table = |database: &str, schema: &str, table: &str| TableName {
+            database: database.to_owned(),
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+        };
+        [table(part, "s", "t"), table("d", part, "t"), table("d", "s", part)].map(|name| {
+            let Err(error) = name.check() else { return false };
+            assert_eq!(error.code(), Code::InvalidInput);
+            assert!(error.hint().is_some() && error.message().len() < 400, "{error}");
+            true
+        })
+    }
+
+    #[test]
+    fn names_that_mean_a_folder_part_an_address_or_cannot_be_seen_are_refused() {
+        let (long, longest) = ("ü".repeat(128), "x".repeat(MAX_NAME_BYTES));
+        for nothing in ["", ".", "..", "a\0", "a\nb", "\u{7f}", "\u{85}", &long] {
+            assert_eq!(refused(nothing), [true; 3], "{nothing:?}");
+        }
+        for address in ["../evil", "a/b", "/", "..\\evil"] {
+            assert_eq!(refused(address), [true, true, false], "{address:?}");
+        }
+        for fine in ["a b", "...", ".a", "Größe", "温度", "a.b", "%2e%2e", "a%2Fb", &longest] {
+            assert_eq!(refused(fine), [false; 3], "{fine:?}");
+        }
+        assert!(check_name("field", "..").is_ok(), "no folder is named after a field");
+    }
 }

@@ -10,6 +10,7 @@ use kymo_kernel::ids::{ColumnId, TableId};
 use kymo_kernel::message::Ddl;
 use kymo_kernel::schema::{
     Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema, check_name,
+    check_space,
 };
 use kymo_kernel::storage::meta::{Op, Snapshot};
 use kymo_kernel::{Code, Error, Result};
@@ -68,7 +69,7 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
 }
 
 fn create_database(snapshot: &Snapshot, name: &str, if_not_exists: bool) -> Result<Plan> {
-    check_name("database", name)?;
+    check_space("database", name)?;
     if !snapshot.databases.contains(name) {
         let ops = vec![Op::CreateDatabase { name: name.to_owned() }];
         return Ok(Plan { ops, ..Plan::default() });

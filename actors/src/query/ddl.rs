@@ -10,7 +10,8 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use kymo_kernel::ids::ColumnId;
 use kymo_kernel::schema::{
-    Column, ColumnKind, FieldType, TIME, TableOptions, TableSchema, check_name,
+    Column, ColumnKind, FieldType, TIME, TableOptions, TableSchema, check_name, check_space,
+    check_table,
 };
 use kymo_kernel::{Code, Error, Result};
 
@@ -42,7 +43,7 @@ pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
             let if_not_exists =
                 parser.parse_keywords(&[Keyword::IF, Keyword::NOT, Keyword::EXISTS]);
             let name = name(parser)?;
-            check_name("database", &name)?;
+            check_space("database", &name)?;
             // Options such as ENCODING 'UTF8' or OWNER x say nothing here.
             while !matches!(parser.peek_token_ref().token, Token::EOF) {
                 parser.advance_token();
@@ -84,7 +85,7 @@ struct Drafts {
 fn create_table(parser: &mut Parser) -> Result<NewTable, Failure> {
     let if_not_exists = parser.parse_keywords(&[Keyword::IF, Keyword::NOT, Keyword::EXISTS]);
     let name = table_name(parser)?;
-    check_name("table", &name.table)?;
+    check_table("table", &name.table)?;
     if take(parser, "AS") {
         return Err(Error::new(Code::Unsupported, "CREATE TABLE … AS is not supported")
             .with_hint("create the table, then INSERT INTO … SELECT")

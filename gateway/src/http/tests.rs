@@ -460,6 +460,16 @@ async fn json_records_answer_with_a_count() {
     assert_eq!(answer.json()["errors"][0]["record"], 2);
     assert_eq!(server.post("/write/kymo", "{bad").await.status, 400);
     assert_eq!(server.post("/write/a%2Fb%2Fc%2Fd", "[]").await.status, 400);
+    for path in ["/write/..%2f..", "/write/kymo%2F..", "/write/kymo%2Fa%00", "/write/..?table=t"] {
+        let answer = server.post(path, r#"{"v":1}"#).await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert_eq!(answer.json()["code"], "invalid_input", "{path}: {}", answer.text());
+    }
+    let answer = server.post("/api/v3/write_lp?db=..%2Fevil", "m v=1").await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.json()["error"].as_str().unwrap().contains("\"../evil\""), "{}", answer.text());
+    assert_eq!(server.fake.writes.lock().len(), 2, "nothing went to a place that cannot be");
+    assert_eq!(server.post(V3, "a/b\\ c/ü v=1").await.status, 204, "a measurement may be so");
 }
 
 async fn select(format: &str) -> Answer {

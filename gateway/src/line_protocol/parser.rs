@@ -2,7 +2,7 @@
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use kymo_kernel::schema::{TableName, check_name};
+use kymo_kernel::schema::{TableName, check_table};
 use kymo_kernel::{Code, Error, Result};
 
 use super::scan::{self, Fault};
@@ -440,7 +440,7 @@ impl<'a> Parser<'a> {
             return Err(Trouble::TooManyTables);
         }
         let text = String::from_utf8_lossy(measurement).into_owned();
-        check_name("measurement", &text).map_err(|error| Trouble::Measurement(Box::new(error)))?;
+        check_table("measurement", &text).map_err(|error| Trouble::Measurement(Box::new(error)))?;
         let name = TableName::new(self.options.database.as_str(), text);
         let known = self.types.table(&name);
         let columns = Columns::new(name, known.as_deref(), self.options.max_columns);

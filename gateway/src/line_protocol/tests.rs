@@ -176,6 +176,8 @@ fn what_is_refused_and_why() {
         ("m,t=a,t=b v=1", "duplicate tag \"t\""),
         ("m,time=a v=1", "input tag \"time\""),
         ("m time=1", "input field \"time\""),
+        (". v=1", "measurement name \".\" means a folder"),
+        (".. v=1", "measurement name \"..\" means a folder"),
         ("m,v=a v=1", "\"v\" on measurement \"m\" is a field, already exists as a tag"),
         ("\tm v=1", "control character"),
         ("m\u{7f} v=1", "control character"),

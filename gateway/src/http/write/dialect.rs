@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 use kymo_kernel::message::Durability;
-use kymo_kernel::schema::check_name;
+use kymo_kernel::schema::check_space;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error};
 
@@ -117,7 +117,7 @@ fn v2(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Box<Respon
 fn v3(parameters: &Parameters) -> Result<Request, Box<Response>> {
     let database =
         parameters.get("db").ok_or_else(|| bad(Api::V3, "missing query parameter `db`"))?;
-    if let Err(error) = check_name("database", database) {
+    if let Err(error) = check_space("database", database) {
         return Err(Box::new(Api::V3.refuse(&error)));
     }
     let precision = match parameters.get("precision").unwrap_or("auto") {

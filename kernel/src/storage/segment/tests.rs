@@ -349,6 +349,9 @@ fn names_make_safe_paths() {
     let mut named = table(false);
     named.name.table = "../up/ü".to_owned();
     assert_eq!(write::table_folder(&named), "data/kymo/public/%2E%2E%2Fup%2F%C3%BC");
+    for (name, part) in [(".", "%2E"), ("..", "%2E%2E"), ("a%2Fb", "a%252Fb"), ("a\\b", "a%5Cb")] {
+        assert_eq!(write::path_part(name), part);
+    }
     let long = "ü".repeat(120);
     let part = write::path_part(&long);
     assert!(part.len() < 255, "{}", part.len());
