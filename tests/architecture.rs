@@ -170,6 +170,30 @@ fn names_crate(line: &str, crate_path: &str) -> bool {
 }
 
 #[test]
+fn the_embedded_database_comes_without_servers() {
+    let tree = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--locked", "-p", "kymo", "--no-default-features"])
+            .args(["-e", "normal", "--prefix", "none", "--format", "{p}"])
+            .args(arguments)
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
+        text.lines().filter_map(name).collect::<BTreeSet<String>>()
+    };
+    let all = tree(&[]);
+    assert!(all.contains("kymo") && all.contains("datafusion"), "{all:?}");
+    for server in ["axum", "hyper", "clap", "rustls", "reqwest", "ureq", "reedline", "sysinfo"] {
+        assert!(!all.contains(server), "{server} is part of the embedded database");
+    }
+    // The tables of the PostgreSQL catalog bring an older one along, for its types.
+    assert!(!tree(&["--depth", "1"]).contains("pgwire"), "the embedded database speaks pgwire");
+}
+
+#[test]
 fn every_file_says_what_it_is_for() {
     let silent: Vec<String> = sources()
         .into_iter()

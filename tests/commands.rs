@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use kymo_tests::{ADMIN, Options, PASSWORD, Server, server};
+use kymo_tests::{ADMIN, Certificate, Options, PASSWORD, Server, server};
 
 fn kymo(server: &Server, arguments: &[&str]) -> Command {
     let mut command = Command::new(server::binary());
@@ -120,6 +120,43 @@ fn mistakes_are_told_with_a_way_out() {
 }
 
 #[test]
+fn a_server_with_tls_is_reached_by_who_trusts_its_certificate() {
+    let certificate = Certificate::new();
+    let server = Server::start(certificate.on(Options::new()));
+    let ca = certificate.file();
+    let url = format!("https://{}", server.http);
+    let trusting = |arguments: &[&str]| {
+        let mut command = kymo(&server, arguments);
+        command.args(["--url", &url, "--ca", ca.to_str().unwrap()]);
+        command
+    };
+    let said = succeeds(&mut trusting(&["ingest", "-", "--precision", "ns"]), "m v=1i 1\n");
+    assert!(said.starts_with("1 rows in "), "{said}");
+    let csv = succeeds(&mut trusting(&["query", "SELECT v FROM m", "-f", "csv"]), "");
+    assert_eq!(csv, "v\n1\n");
+    assert!(succeeds(&mut trusting(&["repl"]), "SELECT 7 AS n;").contains("| 7 |"));
+    assert!(succeeds(&mut trusting(&["status"]), "").contains("tables"));
+
+    // Without the certificate: refused at once, not tried again until the time is over.
+    for arguments in [&["query", "SELECT 1"][..], &["ingest", "-"]] {
+        let said = fails(kymo(&server, arguments).env("KYMO_URL", &url), "m v=1i 1\n");
+        assert!(said.contains("no trusted connection to https://"), "{said}");
+        assert!(said.contains("hint: ") && said.contains("--ca"), "{said}");
+    }
+    let other = Certificate::new();
+    let wrong = other.file();
+    let arguments = ["query", "SELECT 1", "--url", &url, "--ca", wrong.to_str().unwrap()];
+    assert!(fails(&mut kymo(&server, &arguments), "").contains("no trusted connection"));
+    let arguments = ["query", "SELECT 1", "--url", &url, "--ca", "/nonexistent"];
+    assert!(fails(&mut kymo(&server, &arguments), "").contains("--ca /nonexistent"));
+
+    let plain = Server::start(Options::new());
+    let url = format!("https://{}", plain.http);
+    let said = fails(kymo(&plain, &["query", "SELECT 1"]).env("KYMO_URL", url), "");
+    assert!(said.contains("does not speak TLS"), "{said}");
+}
+
+#[test]
 fn the_repl_takes_a_script() {
     let server = Server::start(Options::new());
     let script = "CREATE TABLE notes (time TIMESTAMP TIME INDEX, host TEXT TAG, v DOUBLE);\n\\dt\n\
@@ -127,6 +164,24 @@ fn the_repl_takes_a_script() {
     let said = succeeds(&mut kymo(&server, &["repl"]), script);
     assert!(said.contains("notes"), "{said}");
     assert!(said.contains("| 1   | 2   |") && !said.contains('3'), "{said}");
+}
+
+#[test]
+fn the_repl_takes_several_statements_on_a_line_and_stops_at_an_error() {
+    let server = Server::start(Options::new());
+    let said = succeeds(&mut kymo(&server, &["repl"]), "SELECT 1 AS one; SELECT 2 AS two; \\q\n");
+    let plain = "+-----+\n| one |\n+-----+\n| 1   |\n+-----+\n(1 row)\n\
+                 +-----+\n| two |\n+-----+\n| 2   |\n+-----+\n(1 row)\n";
+    assert_eq!(said, plain, "no prompt, no timing");
+    let output = run(&mut kymo(&server, &["repl"]), "SELECT 1; SELECT nothing; SELECT 3;\n");
+    let (said, errors) = (output.stdout, String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors.starts_with("error: ") && errors.contains("nothing"), "{errors}");
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("| 1 ") && !said.contains('3'), "{said}");
+    let script = "SET application_name = 'one';\nSHOW application_name; SELECT 'last'";
+    let said = succeeds(&mut kymo(&server, &["repl"]), script);
+    assert!(said.contains("| one ") && said.contains("| last "), "{said}");
 }
 
 #[test]

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use kymo_tests::clients::send;
-use kymo_tests::{ADMIN, Answer, Options, PASSWORD, Server, until_async};
+use kymo_tests::{ADMIN, Answer, Certificate, Options, PASSWORD, Server, until_async};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,19 +138,7 @@ async fn bad_bodies_are_refused_with_their_place_and_the_server_lives() {
 
 /// `user:password` of the administrator in base64.
 fn basic() -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let text = format!("{ADMIN}:{PASSWORD}");
-    let mut out = String::new();
-    for chunk in text.as_bytes().chunks(3) {
-        let bits = (0..3).fold(0_u32, |bits, at| {
-            bits << 8 | u32::from(chunk.get(at).copied().unwrap_or_default())
-        });
-        for at in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * at)) as usize & 63];
-            out.push(if at <= chunk.len() { char::from(letter) } else { '=' });
-        }
-    }
-    out
+    STANDARD.encode(format!("{ADMIN}:{PASSWORD}"))
 }
 
 /// Sends bytes and reads until the server closes.
@@ -458,27 +448,10 @@ async fn operations_tell_what_goes_on() {
 
 #[tokio::test]
 async fn tls_serves_http() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    {
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    }
-    let options = Options::new()
-        .setting("server.tls_cert", cert.display())
-        .setting("server.tls_key", key.display());
-    let server = Server::start(options);
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let certificate = Certificate::new();
+    let server = Server::start(certificate.on(Options::new()));
     let socket = TcpStream::connect(server.http).await.unwrap();
-    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(certificate.client()))
         .connect("localhost".try_into().unwrap(), socket)
         .await
         .unwrap();

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kymo_tests::{ADMIN, Options, PASSWORD, Server, until};
+use kymo_tests::{ADMIN, Certificate, Options, PASSWORD, Server, until};
 use raw::{Raw, SSL_REQUEST, code, field, kinds, startup};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -239,25 +239,9 @@ fn defect_g_bytes_before_the_handshake_never_run() {
 }
 
 fn with_tls() -> (Server, rustls::ClientConfig) {
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let options = Options::new()
-        .no_auth()
-        .setting("server.tls_cert", cert.display())
-        .setting("server.tls_key", key.display());
-    let server = Server::start(options);
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    (server, config)
+    let certificate = Certificate::new();
+    let server = Server::start(certificate.on(Options::new().no_auth()));
+    (server, certificate.client())
 }
 
 /// H: anybody could make the server buffer a gigabyte before log-in.

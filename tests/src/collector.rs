@@ -64,7 +64,11 @@ impl Collector {
 }
 
 fn keep(spans: &Mutex<Spans>, request: ExportTraceServiceRequest) {
-    let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+    let scopes = request.resource_spans.into_iter().flat_map(|resource| {
+        let about = format!("{:?}", resource.resource);
+        assert!(about.contains("service.name") && about.contains("kymo"), "{about}");
+        resource.scope_spans
+    });
     for span in scopes.flat_map(|scope| scope.spans) {
         spans.lock().unwrap().insert(span.span_id.clone(), span);
     }
@@ -87,6 +91,7 @@ fn receive(mut stream: TcpStream) -> Option<Vec<u8>> {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length:"))?;
+        assert!(head.starts_with("post /v1/traces "), "{head}");
         break (end + 4, length.trim().parse::<usize>().ok()?);
     };
     while bytes.len() < head + length {

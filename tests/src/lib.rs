@@ -20,12 +20,14 @@ pub mod collector;
 pub mod ledger;
 pub mod python;
 pub mod server;
+pub mod tls;
 pub mod wait;
 pub mod workload;
 
 pub use clients::Answer;
 pub use ledger::Ledger;
 pub use server::{Options, Server, StartFailed};
+pub use tls::Certificate;
 pub use wait::{until, until_async};
 pub use workload::{Batch, Workload, seed};
 

@@ -1,25 +1,44 @@
 //! A server seen from the command line: where it is, who asks, and its answers as results.
+//!
+//! Over `https://` a server is trusted by the roots of this machine (or those that the variable
+//! `SSL_CERT_FILE` names) and by those of `--ca`. There is no way to trust just anybody.
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::{FileReader, StreamReader};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use kymo_kernel::schema::DEFAULT_DATABASE;
 use kymo_kernel::{Code, Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::StatusCode;
-use reqwest::blocking::{RequestBuilder, Response};
 use serde_json::{Value, json};
+use ureq::http::StatusCode;
+use ureq::http::header::AUTHORIZATION;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, RequestBuilder, Timeout};
 
 use super::credentials::{self, Credentials, Login};
+use super::misuse;
 
 /// Where a server is when nobody says.
 const DEFAULT_URL: &str = "http://127.0.0.1:7878";
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many connections are kept for the next request: as many as `kymo ingest` may use.
+const MAX_IDLE: usize = 256;
+
+/// The longest answer that is read as one text.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// An answer whose body has not been read yet.
+pub type Response = ureq::http::Response<ureq::Body>;
 
 /// The flags of every command that talks to a server.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -36,6 +55,9 @@ pub struct Target {
     /// Token, instead of name and password
     #[arg(long, env = "KYMO_TOKEN", value_name = "TEXT", hide_env_values = true)]
     pub token: Option<String>,
+    /// Certificates (PEM) to trust beside those of this machine
+    #[arg(long, env = "KYMO_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// Database
     #[arg(long, short, env = "KYMO_DATABASE", value_name = "NAME", default_value = DEFAULT_DATABASE)]
     pub database: String,
@@ -44,7 +66,7 @@ pub struct Target {
 /// A server to ask. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::blocking::Client,
+    http: Agent,
     url: String,
     login: Login,
     /// The database that is asked.
@@ -55,7 +77,7 @@ impl Client {
     /// Finds address and credentials: flags and environment, then the credentials file.
     ///
     /// # Errors
-    /// The credentials file is broken, or the address cannot be used.
+    /// The credentials file is broken, or the address or a certificate cannot be used.
     pub fn find(target: &Target) -> Result<Self> {
         let known = match credentials::path() {
             Some(path) => Credentials::read(&path)?,
@@ -73,19 +95,28 @@ impl Client {
         } else {
             known.servers.get(&url).cloned().unwrap_or_default()
         };
-        Self::new(url, login, target.database.clone())
+        Self::new(url, login, target.ca.as_deref(), target.database.clone())
     }
 
-    /// A server at this address.
+    /// A server at this address, trusted also by the certificates of a file.
     ///
     /// # Errors
-    /// The HTTP client cannot be set up.
-    pub fn new(url: String, login: Login, database: String) -> Result<Self> {
-        let http = reqwest::blocking::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(None)
+    /// The file cannot be read or holds no certificate.
+    pub fn new(url: String, login: Login, ca: Option<&Path>, database: String) -> Result<Self> {
+        let roots = if url.starts_with("https://") { roots(ca)? } else { Vec::new() };
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::Specific(Arc::new(roots)))
+            .build();
+        let http = Agent::config_builder()
+            .tls_config(tls)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .max_idle_connections(MAX_IDLE)
+            .max_idle_connections_per_host(MAX_IDLE)
+            .http_status_as_error(false)
+            .proxy(None)
             .build()
-            .map_err(|error| Error::internal(format!("set up the HTTP client: {error}")))?;
+            .new_agent();
         Ok(Client { http, url, login, database })
     }
 
@@ -101,8 +132,8 @@ impl Client {
     pub fn query(&self, sql: &str, format: &str) -> Result<Response> {
         let body = json!({"db": self.database, "q": sql, "format": format});
         let request = self.http.post(format!("{}/api/v3/query_sql", self.url));
-        let request = request.header("content-type", "application/json").body(body.to_string());
-        self.send(request)
+        let request = self.authorize(request).header("content-type", "application/json");
+        self.accepted(request.send(body.to_string()))
     }
 
     /// Runs SQL; all of what it came to.
@@ -112,6 +143,8 @@ impl Client {
     pub fn run(&self, sql: &str) -> Result<Answer> {
         let mut bytes = Vec::new();
         self.query(sql, "arrow")?
+            .into_body()
+            .into_reader()
             .read_to_end(&mut bytes)
             .map_err(|error| Error::io("read the answer", error))?;
         decode(&bytes)
@@ -121,15 +154,15 @@ impl Client {
     /// reported by the server while the others are kept.
     ///
     /// # Errors
-    /// No connection.
-    pub fn write(&self, body: Vec<u8>, precision: &str) -> Result<Response> {
+    /// No connection (`unavailable`), or none that can be trusted.
+    pub fn write(&self, body: &[u8], precision: &str) -> Result<Response> {
         let database = utf8_percent_encode(&self.database, NON_ALPHANUMERIC);
         let url = format!(
             "{}/api/v3/write_lp?db={database}&precision={precision}&accept_partial=true",
             self.url
         );
-        let request = self.http.post(url).header("content-type", "text/plain").body(body);
-        self.authorize(request).send().map_err(|error| self.unreachable(&error))
+        let request = self.authorize(self.http.post(url)).header("content-type", "text/plain");
+        request.send(body).map_err(|error| self.unreachable(&error))
     }
 
     /// `GET` of a path that answers JSON.
@@ -137,43 +170,124 @@ impl Client {
     /// # Errors
     /// No connection, or what the server says is wrong.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let answer = self.send(self.http.get(format!("{}{path}", self.url)))?;
-        let text = answer.text().map_err(|error| self.unreachable(&error))?;
+        let request = self.authorize(self.http.get(format!("{}{path}", self.url)));
+        let text = text(self.accepted(request.call())?)?;
         serde_json::from_str(&text)
             .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
     }
 
-    fn send(&self, request: RequestBuilder) -> Result<Response> {
-        let answer = self.authorize(request).send().map_err(|error| self.unreachable(&error))?;
+    fn accepted(&self, answer: Result<Response, ureq::Error>) -> Result<Response> {
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
         let status = answer.status();
-        Err(refusal(status, &answer.text().unwrap_or_default()))
+        Err(refusal(status, &text(answer).unwrap_or_default()))
     }
 
-    fn authorize(&self, request: RequestBuilder) -> RequestBuilder {
+    fn authorize<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
         match &self.login {
-            Login { token: Some(token), .. } => request.bearer_auth(token),
+            Login { token: Some(token), .. } => {
+                request.header(AUTHORIZATION, format!("Bearer {token}"))
+            }
             Login { user: Some(user), password, .. } => {
-                request.basic_auth(user, password.as_deref())
+                let password = password.as_deref().unwrap_or_default();
+                let pair = STANDARD.encode(format!("{user}:{password}"));
+                request.header(AUTHORIZATION, format!("Basic {pair}"))
             }
             _ => request,
         }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Error {
-        let mut reason: &dyn std::error::Error = error;
-        while let Some(source) = reason.source() {
-            reason = source;
+    fn unreachable(&self, error: &ureq::Error) -> Error {
+        let url = &self.url;
+        if let Some(problem) = tls_problem(error) {
+            return Error::new(
+                Code::Settings,
+                format!("no trusted connection to {url}: {problem}"),
+            )
+            .with_hint(
+                "name the file of its certificate or authority with --ca, and the \
+                    server by a name that the certificate holds",
+            );
         }
-        let message = if error.is_connect() {
-            format!("no server answers at {} ({reason})", self.url)
+        let reason = match error {
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        let message = if is_connect(error) {
+            format!("no server answers at {url} ({reason})")
         } else {
-            format!("the connection to {} broke off ({reason})", self.url)
+            format!("the connection to {url} broke off ({reason})")
         };
         Error::new(Code::Down, message)
             .with_hint("start one with `kymo start`, or name its address with --url")
+    }
+}
+
+/// All of an answer as text.
+///
+/// # Errors
+/// The answer breaks off, or is longer than any that is meant to be read as one.
+pub fn text(answer: Response) -> Result<String> {
+    let body = answer.into_body().into_with_config().limit(MAX_TEXT_BYTES);
+    body.read_to_string()
+        .map_err(|error| Error::new(Code::Down, format!("the answer broke off: {error}")))
+}
+
+/// The certificates that are trusted: this machine's, and those of a file.
+fn roots(ca: Option<&Path>) -> Result<Vec<Certificate<'static>>> {
+    // A machine without any has nothing to trust, which the connection will say.
+    let system = rustls_native_certs::load_native_certs().certs;
+    let mut roots: Vec<_> = system.iter().map(|it| Certificate::from_der(it).to_owned()).collect();
+    if let Some(path) = ca {
+        let unusable = |problem: &dyn std::fmt::Display| {
+            Error::new(Code::Settings, format!("--ca {}: {problem}", path.display()))
+                .with_hint("it must be a PEM file with the line BEGIN CERTIFICATE")
+        };
+        let pem = std::fs::read_to_string(path).map_err(|error| unusable(&error))?;
+        let count = roots.len();
+        for certificate in rustls_pemfile::certs(&mut pem.as_bytes()) {
+            let certificate = certificate.map_err(|error| unusable(&error))?;
+            roots.push(Certificate::from_der(&certificate).to_owned());
+        }
+        if roots.len() == count {
+            return Err(unusable(&"it holds no certificate"));
+        }
+    }
+    Ok(roots)
+}
+
+/// What is wrong with the encryption, where that is what is wrong.
+fn tls_problem(error: &ureq::Error) -> Option<String> {
+    match error {
+        ureq::Error::Tls(problem) => Some((*problem).to_owned()),
+        ureq::Error::Rustls(problem) => Some(problem.to_string()),
+        ureq::Error::Io(error) => {
+            let problem = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+            Some(match problem {
+                rustls::Error::InvalidMessage(_) => "it does not speak TLS".to_owned(),
+                other => other.to_string(),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn is_connect(error: &ureq::Error) -> bool {
+    use io::ErrorKind;
+    match error {
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => true,
+        ureq::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::AddrNotAvailable
+                | ErrorKind::TimedOut
+        ),
+        _ => false,
     }
 }
 
@@ -242,12 +356,12 @@ fn decode(bytes: &[u8]) -> Result<Answer> {
 
 /// The address with a scheme and without a slash at its end.
 fn normal_url(url: &str) -> Result<String> {
-    let url = url.trim().trim_end_matches('/');
-    if url.starts_with("https://") {
-        return Err(Error::new(Code::Unsupported, format!("{url}: no TLS in this command"))
-            .with_hint("use the HTTP address, or curl"));
+    let (scheme, host) = url.trim().split_once("://").unwrap_or(("http", url.trim()));
+    let host = host.trim_end_matches('/');
+    if !matches!(scheme, "http" | "https") || host.is_empty() {
+        return Err(misuse(format!("{url:?} is no address"), "use http://HOST:PORT or https://…"));
     }
-    Ok(if url.contains("://") { url.to_owned() } else { format!("http://{url}") })
+    Ok(format!("{scheme}://{host}"))
 }
 
 #[cfg(test)]
@@ -282,6 +396,7 @@ mod tests {
     #[test]
     fn addresses_may_be_short() {
         assert_eq!(normal_url("localhost:1/").unwrap(), "http://localhost:1");
-        assert!(normal_url("https://a").is_err());
+        assert_eq!(normal_url("https://a:2/").unwrap(), "https://a:2");
+        assert!(normal_url("ftp://a").is_err() && normal_url("https://").is_err());
     }
 }

@@ -15,7 +15,7 @@ use indicatif::{HumanCount, ProgressBar};
 use kymo_kernel::schema::{DEFAULT_DATABASE, TableName};
 use kymo_kernel::{Error, Result};
 
-use super::client::{Client, refusal};
+use super::client::{Client, refusal, text};
 use super::credentials::{self, Login};
 use super::ingest::{Batch, Sender, bar};
 use super::serve::{self, Running};
@@ -52,7 +52,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let server = serve::start(arguments.settings.settings()?)?;
     let login = server.account(USER)?;
     let url = server.url();
-    let client = Client::new(url.clone(), login.clone(), DEFAULT_DATABASE.to_owned())?;
+    let database = DEFAULT_DATABASE.to_owned();
+    let client = Client::new(url.clone(), login.clone(), server.certificate(), database)?;
     let remembered = credentials::remember(&url, login.clone());
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -97,12 +98,12 @@ fn feed(client: &Client, mut machine: Machine, ended: &AtomicBool) {
 }
 
 fn send(client: &Client, lines: String) -> Result<()> {
-    let answer = client.write(lines.into_bytes(), "ns")?;
+    let answer = client.write(lines.as_bytes(), "ns")?;
     if answer.status().is_success() {
         return Ok(());
     }
     let status = answer.status();
-    Err(refusal(status, &answer.text().unwrap_or_default()))
+    Err(refusal(status, &text(answer).unwrap_or_default()))
 }
 
 /// Makes the table `demo` where there is none.

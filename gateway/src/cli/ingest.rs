@@ -164,7 +164,7 @@ fn send_file(arguments: &Arguments, client: Client, file: &Path) -> Result<Outco
     let sender = |precision| Sender::new(client, connections, arguments.retry_for, precision);
     match arguments.format.unwrap_or_else(|| input.format()) {
         Format::Lp => {
-            let batches = lines::Batches::new(input.open(&bar)?, arguments.batch);
+            let batches = lines::batches(input.open(&bar)?, arguments.batch);
             sender(arguments.precision.name()).send(batches, &bar)
         }
         Format::Csv => {
@@ -183,7 +183,7 @@ fn send_file(arguments: &Arguments, client: Client, file: &Path) -> Result<Outco
             };
             let input = input.twice()?;
             let plan = csv::Plan::infer(input.open(&ProgressBar::hidden())?, &options)?;
-            let batches = csv::Batches::new(input.open(&bar)?, plan, arguments.batch)?;
+            let batches = csv::batches(input.open(&bar)?, plan, arguments.batch)?;
             sender("ns").send(batches, &bar)
         }
     }

@@ -67,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     "send it to a file: kymo query … > rows",
                 ));
             }
-            copy(client.query(&sql, format.name())?)
+            copy(client.query(&sql, format.name())?.into_body().into_reader())
         }
     }
 }

@@ -5,6 +5,7 @@
 //! line and a code that is not 0, and the next start recovers.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use kymo_actors::System;
@@ -63,6 +64,11 @@ impl Running {
     pub fn url(&self) -> String {
         let scheme = if self.settings.server.tls_cert.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", reachable(self.serving.http_addr))
+    }
+
+    /// The file of its certificate, where it has one.
+    pub fn certificate(&self) -> Option<&Path> {
+        self.settings.server.tls_cert.as_deref()
     }
 
     /// Whether a table exists.

@@ -163,8 +163,9 @@ impl Encoder {
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))
                     .set_max_row_group_row_count(Some(128 * 1024))
                     .build();
-                let writer = ArrowWriter::try_new(pipe.clone(), Arc::clone(schema), Some(properties))
-                    .map_err(|error| cannot(error.into()))?;
+                let writer =
+                    ArrowWriter::try_new(pipe.clone(), Arc::clone(schema), Some(properties))
+                        .map_err(|error| cannot(error.into()))?;
                 Kind::Parquet(Some(Box::new(writer)))
             }
             Format::Arrow => {

@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use super::App;
 use super::format::{Encoder, Format};
 use super::parameters::Parameters;
-use super::query::{content_type, read_text};
+use super::query::{content_type, from_json, read_text};
 use super::respond::Api;
-use super::statement::{Ask, run};
+use super::statement::run;
 use crate::auth::Identity;
 use crate::error;
 
@@ -66,21 +66,7 @@ async fn sql(
     body: &[u8],
     parameters: &Parameters,
 ) -> Result<Response> {
-    let body: Value = serde_json::from_slice(body).map_err(|error| {
-        Error::new(Code::InvalidInput, format!("the body is not JSON: {error}"))
-    })?;
-    let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
-    let ask = Ask {
-        sql: text("query").or_else(|| text("q")).ok_or_else(|| {
-            Error::new(Code::InvalidInput, "the body has no `query`")
-                .with_hint(r#"send {"query": "SELECT …"}"#)
-        })?,
-        parameters: body.get("params").cloned(),
-        database: text("db")
-            .or_else(|| text("database"))
-            .or_else(|| parameters.get("db").map(str::to_owned)),
-        read_only: false,
-    };
+    let (ask, _) = from_json(parameters, body)?;
     let results = match run(app, identity, ask).await? {
         Outcome::Done { verb, rows, .. } => json!({ "command": verb, "rows": rows }),
         Outcome::Rows { schema, mut stream, .. } => {

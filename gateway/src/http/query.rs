@@ -68,7 +68,7 @@ pub async fn read_text(app: &App, headers: &HeaderMap, body: Body) -> Result<Byt
 }
 
 /// What was asked, and in which format the answer is wanted.
-type Asked = (Ask, Option<String>);
+pub type Asked = (Ask, Option<String>);
 
 fn from_body(headers: &HeaderMap, parameters: Parameters, bytes: &[u8]) -> Result<Asked> {
     let content_type = content_type(headers);
@@ -77,11 +77,7 @@ fn from_body(headers: &HeaderMap, parameters: Parameters, bytes: &[u8]) -> Resul
     }
     let trimmed = bytes.trim_ascii_start();
     if content_type.ends_with("json") || trimmed.first() == Some(&b'{') {
-        let body: Value = serde_json::from_slice(bytes).map_err(|error| {
-            Error::new(Code::InvalidInput, format!("the body is not JSON: {error}"))
-                .with_hint(r#"send {"db": "…", "q": "SELECT …", "format": "json"}"#)
-        })?;
-        return ask(&parameters, Some(&body), false);
+        return from_json(&parameters, bytes);
     }
     let sql = std::str::from_utf8(bytes)
         .map_err(|_| Error::new(Code::InvalidInput, "the SQL text is not UTF-8"))?;
@@ -90,6 +86,19 @@ fn from_body(headers: &HeaderMap, parameters: Parameters, bytes: &[u8]) -> Resul
         sql => Some(json!({ "q": sql })),
     };
     ask(&parameters, body.as_ref(), false)
+}
+
+/// What a body of JSON asks; what it does not say, the parameters of the address may.
+///
+/// # Errors
+/// `invalid_input` for a body that is not JSON or holds no SQL, `invalid_parameter` for
+/// parameters that are not JSON.
+pub fn from_json(parameters: &Parameters, bytes: &[u8]) -> Result<Asked> {
+    let body: Value = serde_json::from_slice(bytes).map_err(|error| {
+        Error::new(Code::InvalidInput, format!("the body is not JSON: {error}"))
+            .with_hint(r#"send {"db": "…", "q": "SELECT …", "format": "json"}"#)
+    })?;
+    ask(parameters, Some(&body), false)
 }
 
 fn ask(parameters: &Parameters, body: Option<&Value>, read_only: bool) -> Result<Asked> {

@@ -15,6 +15,7 @@ use tracing::Instrument;
 
 use super::App;
 use crate::auth::Identity;
+use crate::sql_text::{name_at_start, opaque};
 
 /// What to run, for whom.
 #[derive(Debug, Clone)]
@@ -69,7 +70,7 @@ fn answers_rows(verb: &str) -> bool {
 fn rows_before_the_last(at: usize) -> Error {
     let text = format!("statement {} answers rows, but only the last one may", at + 1);
     Error::new(Code::Unsupported, text).with_hint(
-        "send each question as a request of its own, or use the PostgreSQL port, which answers \
+        "send each question as a request of its own; `kymo repl` and the PostgreSQL port answer \
          every statement",
     )
 }
@@ -195,10 +196,9 @@ fn number_names(sql: &str, mut number: impl FnMut(&str) -> Result<usize>) -> Res
     while let Some(at) = rest.find(['$', '\'', '"', '-', '/']) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        let skipped = opaque(rest);
-        if skipped > 0 {
-            out.push_str(&rest[..skipped]);
-            rest = &rest[skipped..];
+        if let Some(skipped) = opaque(rest) {
+            out.push_str(&rest[..skipped.bytes]);
+            rest = &rest[skipped.bytes..];
             continue;
         }
         let name = rest.strip_prefix('$').map_or("", name_at_start);
@@ -213,35 +213,6 @@ fn number_names(sql: &str, mut number: impl FnMut(&str) -> Result<usize>) -> Res
     }
     out.push_str(rest);
     Ok(out)
-}
-
-fn name_at_start(text: &str) -> &str {
-    let end = text.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
-    &text[..end.unwrap_or(text.len())]
-}
-
-/// How many bytes at the start of `text` are a string, a quoted name, a comment or a
-/// dollar-quoted text, unclosed ones to the end.
-fn opaque(text: &str) -> usize {
-    let closed = |open: usize, close: &str| {
-        text[open..].find(close).map_or(text.len(), |at| open + at + close.len())
-    };
-    match text.as_bytes() {
-        [b'\'', ..] => closed(1, "'"),
-        [b'"', ..] => closed(1, "\""),
-        [b'-', b'-', ..] => closed(2, "\n"),
-        [b'/', b'*', ..] => closed(2, "*/"),
-        [b'$', ..] => {
-            let tag = name_at_start(&text[1..]);
-            let open = tag.len() + 2;
-            if text.as_bytes().get(open - 1) == Some(&b'$') {
-                closed(open, &text[..open])
-            } else {
-                0
-            }
-        }
-        _ => 0,
-    }
 }
 
 #[cfg(test)]

@@ -19,10 +19,9 @@ use std::time::Duration;
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracerProvider, TracerProviderBuilder};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::filter_fn;
@@ -123,24 +122,14 @@ impl Traces {
         if !settings.enabled {
             return Ok(None);
         }
-        let mut exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
-        if let Some(endpoint) = settings.endpoint {
-            exporter = exporter.with_endpoint(endpoint);
-        }
-        let exporter = exporter.build().map_err(|error| {
-            Error::new(Code::Settings, format!("start the trace exporter: {error}"))
-                .with_hint("check OTEL_EXPORTER_OTLP_ENDPOINT and its companions")
-        })?;
         let mut resource = Resource::builder();
         if !settings.named {
             resource = resource.with_service_name("kymo");
         }
         let version = opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-        let provider = SdkTracerProvider::builder()
-            .with_resource(resource.with_attribute(version).build())
-            .with_batch_exporter(exporter)
-            .build();
-        Ok(Some(Traces { provider }))
+        let provider =
+            SdkTracerProvider::builder().with_resource(resource.with_attribute(version).build());
+        Ok(Some(Traces { provider: export(provider, settings.endpoint)?.build() }))
     }
 
     /// The layer that turns our spans, and no events, into spans of a trace.
@@ -163,6 +152,28 @@ impl Traces {
             tracing::warn!(%error, "traces were not sent in full");
         }
     }
+}
+
+/// Sends what the provider collects, to this address or to that of the environment.
+#[cfg(feature = "otlp")]
+fn export(provider: TracerProviderBuilder, to: Option<String>) -> Result<TracerProviderBuilder> {
+    use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+
+    let mut exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+    if let Some(endpoint) = to {
+        exporter = exporter.with_endpoint(endpoint);
+    }
+    let exporter = exporter.build().map_err(|error| {
+        Error::new(Code::Settings, format!("start the trace exporter: {error}"))
+            .with_hint("check OTEL_EXPORTER_OTLP_ENDPOINT and its companions")
+    })?;
+    Ok(provider.with_batch_exporter(exporter))
+}
+
+#[cfg(not(feature = "otlp"))]
+fn export(_: TracerProviderBuilder, _: Option<String>) -> Result<TracerProviderBuilder> {
+    Err(Error::new(Code::Unsupported, "traces cannot be sent: built without OTLP")
+        .with_hint("build with the feature `otlp` of kymo-kernel"))
 }
 
 /// The trace that a piece of work belongs to, to be carried to another thread or kept in a

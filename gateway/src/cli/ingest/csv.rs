@@ -10,7 +10,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use super::Precision;
 use super::convert::{Kind, can_be_key, push_key, push_table, push_value, time};
-use super::sender::{Batch, Places};
+use super::sender::{Batch, Places, until_error};
 use crate::cli::misuse;
 
 /// The columns that hold the time where none is named.
@@ -173,26 +173,29 @@ impl Plan {
     }
 }
 
-/// The rows of a file as batches.
-pub struct Batches<R> {
+/// The rows of a file as batches of at most so many rows.
+///
+/// # Errors
+/// The header cannot be read.
+pub fn batches(
+    input: impl Read,
+    plan: Plan,
+    rows: usize,
+) -> Result<impl Iterator<Item = Result<Batch>>> {
+    let mut reader = reader(input, plan.options.delimiter);
+    reader.headers().map_err(broken)?;
+    let mut cutter = Cutter { reader, record: StringRecord::new(), plan, rows };
+    Ok(until_error(move || cutter.fill()))
+}
+
+struct Cutter<R> {
     reader: Reader<R>,
     record: StringRecord,
     plan: Plan,
     rows: usize,
-    done: bool,
 }
 
-impl<R: Read> Batches<R> {
-    /// Batches of at most so many rows.
-    ///
-    /// # Errors
-    /// The header cannot be read.
-    pub fn new(input: R, plan: Plan, rows: usize) -> Result<Self> {
-        let mut reader = reader(input, plan.options.delimiter);
-        reader.headers().map_err(broken)?;
-        Ok(Batches { reader, record: StringRecord::new(), plan, rows, done: false })
-    }
-
+impl<R: Read> Cutter<R> {
     fn fill(&mut self) -> Result<Option<Batch>> {
         let mut body = Vec::new();
         let mut lines = Vec::new();
@@ -207,19 +210,6 @@ impl<R: Read> Batches<R> {
         }
         let rows = lines.len() as u64;
         Ok((rows > 0).then_some(Batch { body, rows, places: Places::Listed(lines) }))
-    }
-}
-
-impl<R: Read> Iterator for Batches<R> {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        let next = self.fill().transpose();
-        self.done = !matches!(next, Some(Ok(_)));
-        next
     }
 }
 
@@ -250,7 +240,7 @@ mod tests {
     fn convert(text: &str) -> Result<String> {
         let plan = Plan::infer(text.as_bytes(), &options())?;
         let mut body = Vec::new();
-        for batch in Batches::new(text.as_bytes(), plan, 2)? {
+        for batch in batches(text.as_bytes(), plan, 2)? {
             body.extend(batch?.body);
         }
         Ok(String::from_utf8(body).unwrap())

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use kymo_kernel::{Code, Error, Result};
 
-use super::sender::{Batch, Places};
+use super::sender::{Batch, Places, until_error};
 
 /// A batch is sent when it has this size, however few rows it has.
 const BATCH_BYTES: usize = 4 << 20;
@@ -16,20 +16,20 @@ const BATCH_BYTES: usize = 4 << 20;
 /// One line may be this long; a quote that is never closed would read the whole file.
 const LINE_BYTES: usize = 1 << 20;
 
-/// Batches of a reader.
-pub struct Batches<R> {
+/// What a reader holds, as batches of at most so many rows.
+pub fn batches(input: impl Read, rows: usize) -> impl Iterator<Item = Result<Batch>> {
+    let input = BufReader::with_capacity(1 << 20, input);
+    let mut cutter = Cutter { input, rows, line: 1 };
+    until_error(move || cutter.fill())
+}
+
+struct Cutter<R> {
     input: BufReader<R>,
     rows: usize,
     line: u64,
-    done: bool,
 }
 
-impl<R: Read> Batches<R> {
-    /// Batches of at most so many rows.
-    pub fn new(input: R, rows: usize) -> Self {
-        Batches { input: BufReader::with_capacity(1 << 20, input), rows, line: 1, done: false }
-    }
-
+impl<R: Read> Cutter<R> {
     fn fill(&mut self) -> Result<Option<Batch>> {
         let mut batch = Batch { places: Places::From(self.line), ..Batch::default() };
         while batch.rows < self.rows as u64 && batch.body.len() < BATCH_BYTES {
@@ -68,19 +68,6 @@ impl<R: Read> Batches<R> {
                 .with_hint("close the quote, or write \\\" for a quote inside of a value"));
             }
         }
-    }
-}
-
-impl<R: Read> Iterator for Batches<R> {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        let next = self.fill().transpose();
-        self.done = !matches!(next, Some(Ok(_)));
-        next
     }
 }
 
@@ -127,7 +114,7 @@ mod tests {
     use super::*;
 
     fn cut(text: &str, rows: usize) -> Vec<(String, u64, u64)> {
-        Batches::new(text.as_bytes(), rows)
+        batches(text.as_bytes(), rows)
             .map(|batch| {
                 let batch = batch.unwrap();
                 let Places::From(line) = batch.places else { panic!("listed places") };
@@ -160,7 +147,7 @@ mod tests {
     #[test]
     fn a_quote_that_never_closes_is_an_error_with_its_line() {
         let text = format!("m v=1\nm v=\"open\n{}", "x\n".repeat(LINE_BYTES));
-        let error = Batches::new(text.as_bytes(), 10).find_map(Result::err).unwrap();
+        let error = batches(text.as_bytes(), 10).find_map(Result::err).unwrap();
         assert!(error.message().starts_with("line 2:"), "{error}");
     }
 }

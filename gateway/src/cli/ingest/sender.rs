@@ -12,7 +12,7 @@ use indicatif::{HumanCount, ProgressBar};
 use kymo_kernel::{Code, Error, Result};
 use serde_json::Value;
 
-use super::super::client::{Client, refusal};
+use super::super::client::{Client, refusal, text};
 use super::super::stopwatch::{Stopwatch, pause};
 
 /// How many reasons for rows that were not taken are kept to be shown.
@@ -36,6 +36,21 @@ pub struct Batch {
     pub rows: u64,
     /// The line of the file that each line of the body came from.
     pub places: Places,
+}
+
+/// Batches as `next` makes them, until there are no more or one cannot be made.
+pub fn until_error(
+    mut next: impl FnMut() -> Result<Option<Batch>>,
+) -> impl Iterator<Item = Result<Batch>> {
+    let mut done = false;
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let batch = next().transpose();
+        done = !matches!(batch, Some(Ok(_)));
+        batch
+    })
 }
 
 /// Where the lines of a body stood in the file.
@@ -185,9 +200,10 @@ impl Sender {
     }
 
     fn attempt(&self, batch: &Batch) -> Attempt {
-        let answer = match self.client.write(batch.body.clone(), self.precision) {
+        let answer = match self.client.write(&batch.body, self.precision) {
             Ok(answer) => answer,
-            Err(error) => return Attempt::Later(error, None),
+            Err(error) if error.code() == Code::Down => return Attempt::Later(error, None),
+            Err(error) => return Attempt::Never(error),
         };
         let status = answer.status();
         if status.is_success() {
@@ -198,12 +214,9 @@ impl Sender {
             .get("retry-after")
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
-        let body = match answer.text() {
+        let body = match text(answer) {
             Ok(body) => body,
-            Err(error) => {
-                let error = Error::new(Code::Down, format!("the answer broke off: {error}"));
-                return Attempt::Later(error, asked);
-            }
+            Err(error) => return Attempt::Later(error, asked),
         };
         if status.is_server_error() || status.as_u16() == 429 {
             return Attempt::Later(refusal(status, &body), asked);
