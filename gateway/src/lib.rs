@@ -43,3 +43,7 @@ pub use kymo_actors::Database;
 pub use kymo_kernel::{Code, Error, Result};
 #[cfg(feature = "server")]
 pub use serve::{Serving, serve};
+
+#[cfg(test)]
+#[path = "../../tests/fuzz/mutate.rs"]
+mod fuzz;

@@ -34,3 +34,7 @@ pub use error::{Code, Error, Result, Retry};
 /// For the [`span!`] macro.
 #[doc(hidden)]
 pub use tracing as __tracing;
+
+#[cfg(test)]
+#[path = "../../tests/fuzz/mutate.rs"]
+mod fuzz;

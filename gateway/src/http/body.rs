@@ -239,6 +239,8 @@ fn too_large(max: usize) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -302,5 +304,29 @@ mod tests {
         headers.insert(CONTENT_LENGTH, "11".parse().unwrap());
         let error = read(&headers, Body::empty(), &limits).await.err().unwrap();
         assert_eq!(error.code(), Code::TooLarge);
+    }
+
+    #[test]
+    fn mutated_gzip_is_inflated_as_another_decoder_does_within_the_limit() {
+        let mut two = gzip(b"cpu,host=a usage=1 1\n");
+        two.extend(gzip(&b"cpu,host=b usage=2 2\n".repeat(50)));
+        let corpus = [gzip(b""), gzip(b"some text"), gzip(&vec![b'0'; 100_000]), two];
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        const MAX: usize = 10_000;
+        crate::fuzz::fuzz("gzip", &corpus, |body| {
+            let mut sink = Sink::of(&headers, MAX).unwrap();
+            let written = sink.write(body);
+            assert!(sink.len() <= MAX);
+            let inflated = written.and_then(|()| sink.finish());
+            let mut expected = Vec::new();
+            let mut other = flate2::read::MultiGzDecoder::new(body).take(MAX as u64 + 1);
+            let whole = other.read_to_end(&mut expected).is_ok();
+            match inflated {
+                Ok(bytes) => assert!(!whole || bytes == expected),
+                Err(error) if error.code() == Code::TooLarge => assert!(expected.len() > MAX),
+                Err(error) => assert_eq!(error.code(), Code::InvalidInput),
+            }
+        });
     }
 }

@@ -179,3 +179,27 @@ proptest! {
         let _ = parse(pieces.concat().as_bytes(), &Nothing, &target(None, &["a"]), &options());
     }
 }
+
+#[test]
+fn mutated_records_are_read_or_refused() {
+    let documents = include_bytes!("../../../tests/fuzz/records.json");
+    let corpus: Vec<Vec<u8>> =
+        documents.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    crate::fuzz::fuzz("JSON records", &corpus, |body| {
+        let read = parse(body, &Nothing, &target(Some("t"), &["host"]), &options());
+        let rows =
+            |parsed: &Parsed| parsed.batches.iter().map(|b| b.batch.num_rows()).sum::<usize>();
+        match (
+            read,
+            serde_json::from_slice::<Vec<serde_json::Map<String, serde_json::Value>>>(body),
+        ) {
+            // Whatever is an array of objects for another parser is one here: each of them
+            // is a row or a bad record.
+            (Ok(parsed), Ok(objects)) => {
+                assert_eq!(rows(&parsed) + parsed.bad_records as usize, objects.len());
+            }
+            (Ok(parsed), Err(_)) => assert!(rows(&parsed) <= body.len()),
+            (Err(error), _) => assert!(!error.message().is_empty()),
+        }
+    });
+}

@@ -505,3 +505,17 @@ proptest! {
         prop_assert!(parsed.rows + parsed.bad_lines <= lines);
     }
 }
+
+#[test]
+fn mutated_lines_read_as_the_plain_parser_reads_them() {
+    let lines = include_bytes!("../../../tests/fuzz/lines.lp");
+    let mut corpus: Vec<Vec<u8>> =
+        lines.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    corpus.extend(corpus.chunks(3).map(<[Vec<u8>]>::concat).collect::<Vec<_>>());
+    crate::fuzz::fuzz("line protocol", &corpus, |body| {
+        // The plain parser knows no limits.
+        if body.len() <= options().max_line_bytes {
+            compare(body);
+        }
+    });
+}

@@ -173,6 +173,7 @@ impl Body {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::{Broken, Wire};
     use super::*;
 
     fn read(kind: u8, body: &'static [u8]) -> Result<Message> {
@@ -210,5 +211,56 @@ mod tests {
     fn counts_are_checked_before_they_reserve() {
         let error = read(b'B', b"\0\0\xff\xff").unwrap_err();
         assert_eq!(error.code(), Code::Protocol);
+    }
+
+    /// Messages as they go over the wire: type, length, body.
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&[kind], length.as_slice(), body].concat()
+    }
+
+    #[test]
+    fn mutated_messages_are_read_or_violations() {
+        let corpus = [
+            message(b'Q', b"SELECT host, usage FROM cpu WHERE time > now() - '5m'\0"),
+            message(b'P', b"s1\0INSERT INTO cpu VALUES ($1, $2, $3)\0\0\x03\0\0\0\x19\0\0\x02\xbd\0\0\x04\xa0"),
+            message(b'B', b"\0s1\0\0\x02\0\0\0\x01\0\x03\0\0\0\x01a\0\0\0\x08?\xf8\0\0\0\0\0\0\xff\xff\xff\xff\0\x01\0\x01"),
+            message(b'D', b"Ss1\0"),
+            message(b'D', b"Pportal\0"),
+            message(b'E', b"\0\0\0\0\x64"),
+            message(b'C', b"Ss1\0"),
+            message(b'd', b"a\t1.5\n"),
+            message(b'f', b"the client gave up\0"),
+            [message(b'H', b""), message(b'S', b""), message(b'c', b""), message(b'X', b"")].concat(),
+        ];
+        crate::fuzz::fuzz("messages of clients", &corpus, |bytes| {
+            let mut left = bytes.len();
+            let mut wire = Wire::with_input(Box::new(tokio::io::empty()), bytes);
+            loop {
+                let frame = match futures::executor::block_on(wire.frame()) {
+                    Ok(frame) => frame,
+                    Err(Broken::Gone(_)) => break,
+                    Err(Broken::Refused(error)) => {
+                        assert!(matches!(error.code(), Code::Protocol | Code::TooLarge), "{error}");
+                        break;
+                    }
+                };
+                let size = frame.body.len() + 5;
+                assert!(size <= left, "a message holds what arrived and no more");
+                left -= size;
+                match Message::read(frame) {
+                    Ok(Message::Bind(bind)) => {
+                        let values =
+                            bind.parameters.iter().flatten().map(Bytes::len).sum::<usize>();
+                        assert!(values + 4 * bind.parameters.len() <= size);
+                    }
+                    Ok(_) => {}
+                    Err(error) => assert!(
+                        matches!(error.code(), Code::Protocol | Code::InvalidEncoding),
+                        "{error}"
+                    ),
+                }
+            }
+        });
     }
 }

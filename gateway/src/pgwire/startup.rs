@@ -185,3 +185,44 @@ async fn open(gate: &Gate, wanted: &Wanted, identity: &Identity) -> Result<Box<d
     };
     gate.backend.open(context).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::scram::verifier;
+
+    struct Zeros;
+
+    impl kymo_kernel::env::Random for Zeros {
+        fn fill(&self, bytes: &mut [u8]) {
+            bytes.fill(0);
+        }
+    }
+
+    /// Nothing that a stranger sends before the proof may panic, or pass for one.
+    #[test]
+    fn mutated_packets_of_a_start_up_are_read_or_refused() {
+        let known = verifier("secret", &Zeros);
+        let corpus = [
+            b"user\0admin\0database\0kymo\0application_name\0psql\0client_encoding\0UTF8\0\0"
+                .to_vec(),
+            b"user\0a\0options\0-c statement_timeout=5s --search-path=a\\ b\0_pq_.x\01\0\0"
+                .to_vec(),
+            b"user\0a\0replication\0database\0\0".to_vec(),
+            b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r=rOprNGfwEbeRWgbNEkqO%hvY".to_vec(),
+            b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYxyz,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+                .to_vec(),
+        ];
+        crate::fuzz::fuzz("start-up", &corpus, |bytes| {
+            let packet = Bytes::copy_from_slice(bytes);
+            if let Ok(wanted) = pairs(packet.clone()).and_then(Wanted::read) {
+                assert!(!wanted.user.is_empty());
+            }
+            let first = initial_response(packet).unwrap_or_else(|_| "n,,n=,r=x".to_owned());
+            let Ok(challenge) = Challenge::new(&first, "xyz", known.clone()) else { return };
+            if let Ok(last) = text(bytes) {
+                assert!(challenge.verify(last).is_err(), "nobody knows the password");
+            }
+        });
+    }
+}

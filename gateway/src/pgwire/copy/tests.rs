@@ -138,3 +138,40 @@ fn binary_records() {
     assert_eq!(read(sql, &pieces).unwrap(), vec![row(1, Some("x"), Some(5))]);
     assert!(read(sql, &[&wire[..25]]).is_err());
 }
+
+/// The records of a COPY that arrives in pieces of some size, up to the first error.
+fn records(sql: &str, bytes: &[u8], piece: usize) -> (Vec<String>, bool) {
+    let mut records = Records::new(&options(sql), &[oid::TEXT, oid::INT8], 1000);
+    let (mut found, mut buffer) = (Vec::new(), BytesMut::new());
+    let mut pieces = bytes.chunks(piece).peekable();
+    loop {
+        match records.next(&mut buffer, pieces.peek().is_none()) {
+            Ok(Some(record)) => found.push(format!("{} {:?}", record.line, record.values)),
+            Err(_) => return (found, false),
+            Ok(None) => match pieces.next() {
+                Some(more) => buffer.extend_from_slice(more),
+                None => return (found, true),
+            },
+        }
+    }
+}
+
+/// How the client cuts its bytes into messages says nothing about the records in them.
+#[test]
+fn mutated_copies_are_read_alike_in_pieces_of_any_size() {
+    let corpus = [
+        b"a\t1\nb\\tc\t\\N\n\\.\n".to_vec(),
+        b"name,n\r\n\"a,\"\"b\"\"\nc\",1\r\n,\r\nx,-9223372036854775808\r\n".to_vec(),
+        b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x01a\0\0\0\x08\0\0\0\0\0\0\0\x07\xff\xff"
+            .to_vec(),
+    ];
+    crate::fuzz::fuzz("COPY", &corpus, |bytes| {
+        for layout in ["text", "csv", "binary"] {
+            let sql = format!("COPY t FROM STDIN (FORMAT {layout})");
+            let whole = records(&sql, bytes, usize::MAX);
+            for piece in [1, 7] {
+                assert_eq!(records(&sql, bytes, piece), whole, "{layout} in pieces of {piece}");
+            }
+        }
+    });
+}

@@ -123,3 +123,41 @@ fn bytes_in_both_text_forms() {
     }
     assert!(array(oid::BYTEA, Format::Text, b"\\x0").is_err());
 }
+
+/// Text and binary values of every type: read or refused, and never more memory than bytes.
+#[test]
+fn mutated_values_are_read_or_refused() {
+    let values: [&[u8]; 16] = [
+        b"t",
+        b"-42",
+        b"1.5e-10",
+        b"NaN",
+        b"123456789.000100",
+        b"\\xdeadbeef",
+        b"a\\000b",
+        b"2024-01-01 12:34:56.789+02",
+        b"infinity",
+        b"1 year 2 mons -3 days 04:05:06.7",
+        b"P1Y2M3DT4H5M6.7S",
+        b"{1,NULL,\"a \\\"b\"}",
+        b"c0ffee00-0000-0000-0000-000000000001",
+        b"\0\0\0\0\0\0\x1f\x40",
+        b"\0\x02\0\0\0\0\0\x02\0\x01\x13\x88",
+        b"\0\0\0\x01\0\0\0\x01\0\0\0\x17\0\0\0\x02\0\0\0\x01\0\0\0\x04\0\0\0\x07\xff\xff\xff\xff",
+    ];
+    let oids =
+        [16, 17, 20, 21, 23, 25, 26, 114, 700, 701, 1082, 1083, 1114, 1184, 1186, 1700, 2950];
+    let arrays = oids.iter().filter_map(|each| crate::pgwire::types::array_of(*each));
+    let oids: Vec<u32> = oids.into_iter().chain(arrays).collect();
+    let corpus = values.map(<[u8]>::to_vec);
+    crate::fuzz::fuzz("values of parameters", &corpus, |bytes| {
+        for oid in &oids {
+            for format in [Format::Text, Format::Binary] {
+                if let Ok(value) = array(*oid, format, bytes) {
+                    assert_eq!(value.len(), 1);
+                    assert!(value.get_buffer_memory_size() < 4096 + 64 * bytes.len());
+                }
+            }
+        }
+    });
+}

@@ -422,3 +422,49 @@ fn the_thread_answers_and_closes_cleanly() {
     journal.append(RecordGroup::of(record(1, 9)), Durability::EveryWrite, Box::new(done));
     assert_eq!(receiver.recv().unwrap().unwrap_err().code(), Code::ShuttingDown);
 }
+
+/// Whatever became of a file: its records up to some place, or an error; never others.
+#[test]
+fn a_mutated_file_gives_a_beginning_of_its_records_or_an_error() {
+    let bench = Bench::new(10);
+    let journal = bench.open(1);
+    for name in 0..6 {
+        let records = (0..1 + name % 3).map(|at| record(name * 10 + at, 50 + 40 * at as usize));
+        let group = RecordGroup { records: records.collect() };
+        journal.append(group, Durability::EveryWrite, Box::new(|_| ()));
+        journal.step();
+    }
+    let whole = bench.stored().unwrap();
+    let path = bench.file(1);
+    let file = bench.sim.env().disk.open(&path).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_at(&mut bytes, 0).unwrap();
+    let check = |changed: &[u8]| {
+        let fresh = Bench::new(11);
+        let disk = fresh.sim.env().disk;
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().append(changed).unwrap();
+        match fresh.stored() {
+            Ok(names) => assert!(whole.starts_with(&names), "{names:?}"),
+            Err(error) => {
+                assert!(matches!(error.code(), Code::Corrupt | Code::Unsupported), "{error:?}");
+            }
+        }
+    };
+    crate::fuzz::fuzz("journal", &[bytes], |changed| {
+        check(changed);
+        // Headers that verify all the same, so that what is behind the checksum is met too.
+        let mut sealed = changed.to_vec();
+        for at in 0..sealed.len().saturating_sub(FRAME_HEADER) {
+            if sealed[at..].starts_with(b"KYF1") {
+                let crc = crc32c::crc32c(&sealed[at..at + 52]).to_le_bytes();
+                sealed[at + 52..at + 56].copy_from_slice(&crc);
+            }
+        }
+        let fresh = Bench::new(12);
+        let disk = fresh.sim.env().disk;
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().append(&sealed).unwrap();
+        let _read_or_refused = fresh.stored();
+    });
+}

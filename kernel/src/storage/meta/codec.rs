@@ -693,3 +693,51 @@ impl From<TableStateRecord> for TableMeta {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(magic: [u8; 4], version: MetaVersion, body: &[u8]) -> Vec<u8> {
+        let mut bytes = seal(magic, version, &()).unwrap();
+        bytes.extend_from_slice(body);
+        bytes[16..24].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        bytes[24..28].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        let head = crc32c::crc32c(&bytes[..28]);
+        bytes[28..32].copy_from_slice(&head.to_le_bytes());
+        bytes
+    }
+
+    /// Bytes that do not verify are refused; what verifies and is no record is, too.
+    #[test]
+    fn mutated_metadata_is_never_read_as_something_else() {
+        let version = MetaVersion(7);
+        let by = Author { node: "node".into(), partition: PartitionId::ONLY, epoch: Epoch(3) };
+        let ops = vec![
+            Op::CreateDatabase { name: "metrics".to_owned() },
+            Op::PutTable { def: crate::storage::model::table(true) },
+            Op::DropTable { table: TableId(9) },
+        ];
+        let edits = [Edit { commit_id: Uuid::from_u128(5), by, ops }];
+        let file = Path::new("/store/meta/log/7.edit");
+        let corpus = [
+            encode_edits(version, &edits).unwrap(),
+            encode_snapshot(&Snapshot { version, ..Snapshot::default() }).unwrap(),
+        ];
+        crate::fuzz::fuzz("metadata", &corpus, |bytes| {
+            let refused = |code| matches!(code, Code::Corrupt | Code::Unsupported);
+            if !corpus.iter().any(|whole| whole == bytes) {
+                assert!(refused(decode_edits(file, version, bytes).err().unwrap().code()));
+                assert!(refused(decode_snapshot(file, version, bytes).err().unwrap().code()));
+            }
+            let body = bytes.get(ENVELOPE..).unwrap_or_default();
+            if let Err(error) = decode_edits(file, version, &sealed(EDIT_MAGIC, version, body)) {
+                assert!(refused(error.code()), "{error:?}");
+            }
+            let bytes = sealed(SNAPSHOT_MAGIC, version, body);
+            if let Err(error) = decode_snapshot(file, version, &bytes) {
+                assert!(refused(error.code()), "{error:?}");
+            }
+        });
+    }
+}

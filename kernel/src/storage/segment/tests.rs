@@ -317,6 +317,23 @@ fn a_damaged_segment_is_named() {
 }
 
 #[test]
+fn a_mutated_segment_is_never_read_as_something_else() {
+    let (bench, reader) = segment(&small());
+    let meta = reader.meta().clone();
+    let bytes = content(&bench, &meta);
+    crate::fuzz::fuzz("segment", std::slice::from_ref(&bytes), |changed| {
+        replace(&bench, &meta, changed);
+        match use_all(&bench, &meta) {
+            Ok(_) => assert!(changed == bytes),
+            Err(error) => {
+                assert_eq!(error.code(), Code::Corrupt, "{error:?}");
+                assert!(error.message().contains(&meta.path), "{error:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_flush_without_room_names_the_file_and_leaves_no_segment() {
     let mut bench = Bench::new(false);
     bench.write(many().batch());
