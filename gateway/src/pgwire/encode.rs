@@ -445,7 +445,13 @@ fn duration(array: &dyn Array, unit: TimeUnit, format: Format) -> Result<Writer<
         DurationMicrosecondType,
         DurationNanosecondType,
     >(array, unit)?;
-    Ok(Box::new(move |row, out| time::interval(0, 0, micros(row), format, out)))
+    // The difference of two instants is in days and the rest of one, as in PostgreSQL.
+    Ok(Box::new(move |row, out| {
+        let micros = micros(row);
+        // Less than 2^63 microseconds are less than 2^31 days.
+        let days = (micros / time::DAY_MICROS) as i32;
+        time::interval(0, days, micros % time::DAY_MICROS, format, out);
+    }))
 }
 
 fn interval(array: &dyn Array, unit: IntervalUnit, format: Format) -> Result<Writer<'_>> {

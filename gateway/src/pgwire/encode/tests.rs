@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray,
-    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, IntervalMonthDayNanoArray,
-    ListArray, RecordBatch, StringArray, StructArray, Time64NanosecondArray,
-    TimestampMicrosecondArray, TimestampNanosecondArray, UInt64Array,
+    DurationMicrosecondArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array,
+    IntervalMonthDayNanoArray, ListArray, RecordBatch, StringArray, StructArray,
+    Time64NanosecondArray, TimestampMicrosecondArray, TimestampNanosecondArray, UInt64Array,
 };
 use arrow::datatypes::{DataType, Field, Int32Type, IntervalMonthDayNano};
 use bytes::BytesMut;
@@ -195,4 +195,22 @@ fn rows_carry_nulls_and_dictionary_values() {
 fn strings_are_sent_as_they_are() {
     assert_eq!(text(StringArray::from(vec!["grün"])), "grün");
     assert_eq!(binary(StringArray::from(vec!["grün"])), "grün".as_bytes());
+}
+
+/// `timestamp - timestamp` has days in PostgreSQL, in both directions of time.
+#[test]
+fn differences_of_instants_are_days_and_the_rest_of_one() {
+    for (micros, expected) in [
+        (0, "00:00:00"),
+        (3_600_000_000, "01:00:00"),
+        (90_000_000_000, "1 day 01:00:00"),
+        (172_800_000_000, "2 days"),
+        (-90_000_000_000, "-1 days -01:00:00"),
+    ] {
+        assert_eq!(text(DurationMicrosecondArray::from(vec![micros])), expected);
+    }
+    let bytes = binary(DurationMicrosecondArray::from(vec![90_000_000_000]));
+    let expected = [&3_600_000_000_i64.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+    assert_eq!(bytes, expected);
+    text(DurationMicrosecondArray::from(vec![i64::MIN]));
 }

@@ -11,7 +11,7 @@ use super::number::integer;
 pub(in crate::pgwire) const EPOCH_DAYS: i32 = 10_957;
 /// The same in microseconds.
 pub(in crate::pgwire) const EPOCH_MICROS: i64 = 946_684_800_000_000;
-const DAY_MICROS: i64 = 86_400_000_000;
+pub(super) const DAY_MICROS: i64 = 86_400_000_000;
 
 /// Whole days of a count of milliseconds.
 pub(super) fn days_of_ms(ms: i64) -> i32 {
