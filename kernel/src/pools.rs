@@ -326,12 +326,17 @@ impl Drop for Threads {
     }
 }
 
+/// Plans are trees walked by recursion, and plugins run on their caller's stack, so workers get
+/// more than the 2 MiB of a thread by default. Pages are taken only where they are touched.
+const STACK_BYTES: usize = 8 << 20;
+
 fn runtime(name: &str, threads: usize, blocking: usize, niceness: i32) -> std::io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(threads)
         // Two more for the resolver and for libraries that open files.
         .max_blocking_threads(blocking + 2)
         .thread_name(name)
+        .thread_stack_size(STACK_BYTES)
         .on_thread_start(move || be_nice(niceness))
         .enable_all()
         .build()

@@ -59,6 +59,21 @@ fn dropping_the_rows_stops_the_query() {
     nothing_runs(&house);
 }
 
+/// Each operator is a level of the tree; 1,900 of them once overflowed the stack of the thread
+/// that parsed or dropped it, which ended the process.
+#[test]
+fn long_chains_of_operators_run_or_are_refused() {
+    let house = House::new();
+    for operator in ["+", "*", "AND", "||"] {
+        let operand = if operator == "AND" { "true" } else { "1" };
+        let operand = if operator == "||" { "'x'" } else { operand };
+        let chain = |length| vec![operand; length].join(&format!(" {operator} "));
+        assert_eq!(house.rows(&format!("SELECT {}", chain(500))).len(), 1, "{operator}");
+        let error = house.fails(&format!("SELECT {}", chain(1_900)));
+        assert_eq!(error.code(), Code::TooLarge, "{operator}");
+    }
+}
+
 /// Each set operation is a level of planning; a long chain once overflowed a thread's stack,
 /// which ends the process.
 #[test]
