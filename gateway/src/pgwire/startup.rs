@@ -206,7 +206,7 @@ mod tests {
         let corpus = [
             b"user\0admin\0database\0kymo\0application_name\0psql\0client_encoding\0UTF8\0\0"
                 .to_vec(),
-            b"user\0a\0options\0-c statement_timeout=5s --search-path=a\\ b\0_pq_.x\01\0\0"
+            b"user\0a\0options\0-c statement_timeout=5s --search-path=a\\ b\0_pq_.x\x001\0\0"
                 .to_vec(),
             b"user\0a\0replication\0database\0\0".to_vec(),
             b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r=rOprNGfwEbeRWgbNEkqO%hvY".to_vec(),
