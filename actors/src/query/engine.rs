@@ -56,12 +56,22 @@ pub(super) struct Engine {
 /// A statement on its way to the query runtime.
 struct Job {
     statement: Arc<Statement>,
-    planned: Planned,
     prepared: Option<Arc<Prepared>>,
     parameters: Vec<datafusion::arrow::array::ArrayRef>,
     session: Arc<SessionContext>,
     limits: Limits,
     ticket: Ticket,
+}
+
+impl Job {
+    /// What is to be planned. The tree stays in the statement: a deep one is copied on threads
+    /// of the query pool only, whose stacks are made for it.
+    fn planned(&self) -> Result<&Planned> {
+        match &parsed(&self.statement)?.command {
+            Command::Plan(planned) => Ok(planned),
+            _ => Err(Error::internal("a statement without a plan was given to the engine")),
+        }
+    }
 }
 
 impl Engine {
@@ -169,8 +179,7 @@ impl Engine {
                     writable(&session, &statement.verb)?;
                 }
                 let ticket = self.running.admit(&session, &statement.text, &limits).await?;
-                let planned = planned.as_ref().clone();
-                let job = Job { statement, planned, prepared, parameters, session, limits, ticket };
+                let job = Job { statement, prepared, parameters, session, limits, ticket };
                 self.start(job).await
             }
             Command::Show(wanted) => {
@@ -369,9 +378,9 @@ impl Engine {
         let context = state.task_ctx();
         let mut stream = execute_stream(physical, context).map_err(from_engine)?;
         if !writes {
-            let schema = rename(&stream.schema(), &job.planned.names);
+            let schema = rename(&stream.schema(), &job.planned()?.names);
             let mut settings = Vec::new();
-            if job.planned.sets {
+            if job.planned()?.sets {
                 stream = whole(stream).await?;
                 settings = self.changed(&state)?;
             }
@@ -404,7 +413,8 @@ impl Engine {
 
     /// The plan with its values in place: the prepared one where it still holds.
     async fn bound(&self, state: &SessionState, job: &Job) -> Result<LogicalPlan> {
-        let Job { statement, planned, prepared, parameters, session, .. } = job;
+        let Job { statement, prepared, parameters, session, .. } = job;
+        let planned = job.planned()?;
         let snapshot = self.tables.catalog();
         let needed = parsed(statement)?.parameters;
         if prepared.is_none() && needed == 0 && parameters.is_empty() {

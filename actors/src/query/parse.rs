@@ -23,10 +23,14 @@ use super::{ddl, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
-/// Operators chained in one statement; each is a level of the tree, which is walked and dropped
-/// by recursion on threads with the system's default stack of 2 MiB. A build without
-/// optimisation overflows that at about 1,900 levels; this leaves room for others on the stack.
+/// Operators chained in one statement; each is a level of the tree, which is walked by recursion
+/// here and planned by recursion on the query pool's threads.
 const MAX_OPERATORS: usize = 500;
+/// Operators that any thread's stack has room for; a statement with more is read on a stack of
+/// its own, because the actors' threads have the system's default of 2 MiB.
+const SHALLOW: usize = 32;
+/// That stack. A build without optimisation takes several KiB a level.
+const STACK_BYTES: usize = 8 << 20;
 /// Set operations and joins chained in one statement.
 const MAX_NESTED_QUERIES: usize = 100;
 
@@ -90,7 +94,18 @@ fn one(
     offset: u32,
     rewriter: &Rewriter,
 ) -> Result<Statement, Failure> {
-    check_size(tokens)?;
+    if check_size(tokens)? <= SHALLOW {
+        return read(text, tokens, offset, rewriter);
+    }
+    stacker::grow(STACK_BYTES, || read(text, tokens, offset, rewriter))
+}
+
+fn read(
+    text: &str,
+    tokens: &[TokenWithSpan],
+    offset: u32,
+    rewriter: &Rewriter,
+) -> Result<Statement, Failure> {
     let parameters = largest_parameter(tokens)?;
     let mut parser = Parser::new(&DIALECT)
         .with_recursion_limit(DEPTH)
@@ -139,7 +154,8 @@ fn spelled_out(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
     spelled
 }
 
-fn check_size(tokens: &[TokenWithSpan]) -> Result<()> {
+/// The depth of the tree at most.
+fn check_size(tokens: &[TokenWithSpan]) -> Result<usize> {
     let operators: usize = tokens.iter().map(|each| operators(&each.token)).sum();
     if operators > MAX_OPERATORS {
         return Err(Error::new(
@@ -151,7 +167,7 @@ fn check_size(tokens: &[TokenWithSpan]) -> Result<()> {
         )
         .with_hint("use IN (…), = ANY (array) or a join instead of long chains"));
     }
-    Ok(())
+    Ok(operators)
 }
 
 /// What a token adds to the depth of the tree. A set operation or a join nests whole queries,
