@@ -26,7 +26,7 @@ const ROOMS: [(&str, &[&str], &[&str]); 7] = [
     ),
     (
         "gateway",
-        &["kymo-actors", "kymo-kernel", "kymo-config"],
+        &["kymo-actors", "kymo-plugins", "kymo-kernel", "kymo-config"],
         &["datafusion", "datafusion-pg-catalog", "actix", "actix-rt", "wasmtime"],
     ),
     (

@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod demo;
 mod ingest;
+mod plugin;
 mod query;
 mod repl;
 mod serve;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::compile;
 
 /// A time-series database in one binary.
 #[derive(Debug, Parser)]
@@ -42,19 +44,27 @@ enum Command {
     Repl(repl::Arguments),
     /// Send a file of line protocol or CSV
     Ingest(ingest::Arguments),
+    /// Write, build and install functions as WebAssembly components
+    Plugin(plugin::Arguments),
     /// Show what a server is doing
     Status(status::Arguments),
 }
 
-/// Runs the command of this process's arguments; returns its exit code.
+/// Runs the command of this process's arguments; returns its exit code. A server compiles
+/// plugins in a process of its own, which is this binary with a command that no one types.
 #[must_use]
 pub fn run() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(compile::SUBCOMMAND) {
+        return compile::child(words.next().as_deref());
+    }
     let outcome = match CommandLine::parse().command {
         Command::Start(arguments) => start::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Query(arguments) => query::run(&arguments),
         Command::Repl(arguments) => repl::run(&arguments),
         Command::Ingest(arguments) => ingest::run(&arguments),
+        Command::Plugin(arguments) => plugin::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
     };
     match outcome {

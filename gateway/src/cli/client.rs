@@ -176,6 +176,32 @@ impl Client {
             .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
     }
 
+    /// Sends a component; what the server says about the plugin.
+    ///
+    /// # Errors
+    /// No connection, or why the server refuses it.
+    pub fn put_plugin(&self, name: &str, digest: &str, component: &[u8]) -> Result<Value> {
+        let request = self.authorize(self.http.put(self.plugin(name)));
+        let request = request.header("x-kymo-digest", digest);
+        let request = request.header("content-type", "application/wasm");
+        let text = text(self.accepted(request.send(component))?)?;
+        Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Removes a plugin.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn delete_plugin(&self, name: &str) -> Result<()> {
+        let request = self.authorize(self.http.delete(self.plugin(name)));
+        self.accepted(request.call()).map(drop)
+    }
+
+    fn plugin(&self, name: &str) -> String {
+        let name = utf8_percent_encode(name, NON_ALPHANUMERIC);
+        format!("{}{}/{name}", self.url, super::plugin::PATH)
+    }
+
     fn accepted(&self, answer: Result<Response, ureq::Error>) -> Result<Response> {
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         if answer.status().is_success() {

@@ -90,6 +90,11 @@ fn name_columns<'a>(list: &str, rows: &'a [Value]) -> Vec<&'a str> {
     columns
 }
 
+/// A list of objects as a table with a column for every key.
+pub fn table(rows: &[Value]) -> String {
+    format!("{}\n", list(name_columns("", rows), rows))
+}
+
 fn list(columns: Vec<&str>, rows: &[Value]) -> Table {
     let mut table = empty();
     table.set_header(&columns);
