@@ -282,7 +282,10 @@ impl Accumulator {
         let (_, signature) = self.function.overload(self.overload)?;
         check(&self.function.function().name, signature, arguments, groups)?;
         let arguments: Vec<ArrayRef> = arguments.iter().map(decode).collect::<Result<_>>()?;
-        let mut mask = passes.map(prep_null_mask_filter);
+        let mut mask = passes.map(|passes| match passes.null_count() {
+            0 => passes.clone(),
+            _ => prep_null_mask_filter(passes),
+        });
         if self.function.function().nulls == Nulls::Skip {
             for argument in arguments.iter().filter(|each| each.null_count() > 0) {
                 let present = is_not_null(argument).map_err(failed)?;

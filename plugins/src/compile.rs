@@ -7,7 +7,7 @@
 //! code on standard output. One runs at a time.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -52,7 +52,8 @@ pub struct Request {
 /// Compiles components in processes of their own.
 #[derive(Debug)]
 pub struct Compiler {
-    program: PathBuf,
+    /// What to run; `None` compiles within this process.
+    program: Option<PathBuf>,
     request: Request,
     timeout: Duration,
     one_at_a_time: Mutex<()>,
@@ -70,8 +71,19 @@ impl Compiler {
     /// A compiler that runs this program with [`SUBCOMMAND`].
     #[must_use]
     pub fn new(program: impl Into<PathBuf>, settings: &Plugins) -> Compiler {
+        Compiler::with(Some(program.into()), settings)
+    }
+
+    /// A compiler within this process: for tools and tests that compile what is their own.
+    /// Nothing bounds its time and its memory, so it is not for what comes from outside.
+    #[must_use]
+    pub fn in_process(settings: &Plugins) -> Compiler {
+        Compiler::with(None, settings)
+    }
+
+    fn with(program: Option<PathBuf>, settings: &Plugins) -> Compiler {
         Compiler {
-            program: program.into(),
+            program,
             request: Request {
                 limits: CodeLimits {
                     bytes: settings.max_component_bytes,
@@ -112,7 +124,11 @@ impl Compiler {
     pub fn compile(&self, wasm: &[u8], clock: &dyn Clock) -> Result<(Vec<u8>, Duration)> {
         let _turn = self.one_at_a_time.lock();
         let begin = clock.monotonic();
-        let mut process = self.spawn()?;
+        let Some(program) = &self.program else {
+            let compiled = compile_aside(wasm.to_vec(), self.request)?;
+            return Ok((compiled, clock.monotonic().saturating_sub(begin)));
+        };
+        let mut process = self.spawn(program)?;
         let compiled = self.converse(&mut process, wasm);
         // Whatever happened, nothing is left running.
         let _ = process.kill();
@@ -127,10 +143,10 @@ impl Compiler {
         }
     }
 
-    fn spawn(&self) -> Result<Child> {
+    fn spawn(&self, program: &Path) -> Result<Child> {
         let request = serde_json::to_string(&self.request)
             .map_err(|error| Error::internal(format!("write a request: {error}")))?;
-        Command::new(&self.program)
+        Command::new(program)
             .arg(SUBCOMMAND)
             .arg(request)
             .env_clear()
@@ -241,12 +257,17 @@ fn compile_here(request: Request) -> Result<()> {
     bound(libc::RLIMIT_CORE, 0, 0)?;
     let wasm = read(std::io::stdin().lock(), request.limits.bytes + 1)
         .map_err(|error| Error::io("read the component", error))?;
+    let compiled = compile_aside(wasm, request)?;
+    std::io::stdout().write_all(&compiled).map_err(|error| Error::io("write compiled code", error))
+}
+
+/// Compiles on a thread with a stack for it.
+fn compile_aside(wasm: Vec<u8>, request: Request) -> Result<Vec<u8>> {
     let work = std::thread::Builder::new()
         .stack_size(COMPILER_STACK)
         .spawn(move || compile_bytes(&wasm, &request))
         .map_err(|error| Error::io("start the compiler's thread", error))?;
-    let compiled = work.join().map_err(|_| Error::internal("the compiler panicked"))??;
-    std::io::stdout().write_all(&compiled).map_err(|error| Error::io("write compiled code", error))
+    work.join().map_err(|_| Error::internal("the compiler panicked"))?
 }
 
 fn compile_bytes(wasm: &[u8], request: &Request) -> Result<Vec<u8>> {
