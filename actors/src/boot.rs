@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Parse, Prepare, Query, SessionContext, Write};
+use kymo_kernel::message::{Ddl, Parse, PluginCommand, Prepare, Query, SessionContext, Write};
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
@@ -19,17 +19,20 @@ use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::supervise::{Escalation, Supervisor, Watchdog};
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::PluginHost;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::info;
 
 use answers::Answers;
+use plugins::Plugins;
 
 use crate::engine::Engine;
 use crate::feed::Hub;
 use crate::session::Session;
 
 mod answers;
+mod plugins;
 mod status;
 
 /// The running system; cheap to clone.
@@ -42,6 +45,7 @@ struct Inner {
     pools: Pools,
     supervisor: Supervisor,
     engine: Engine,
+    plugins: Plugins,
     answers: Answers,
     shutdown: Shutdown,
     fatal: watch::Sender<Option<Error>>,
@@ -65,7 +69,8 @@ impl System {
         let store = open_store(&settings, &env, &pools, &fatal)?;
         let supervisor = start_supervisor(&pools, &env, &fatal);
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store)?;
-        let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine)?;
+        let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine)?;
+        let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine, &plugins)?;
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
@@ -75,6 +80,7 @@ impl System {
             pools,
             supervisor,
             engine,
+            plugins,
             answers,
             shutdown,
             fatal,
@@ -108,6 +114,18 @@ impl System {
     #[must_use]
     pub fn ddl(&self) -> &Port<Ddl> {
         self.0.engine.ddl()
+    }
+
+    /// Where changes of plugins go.
+    #[must_use]
+    pub fn plugins(&self) -> &Port<PluginCommand> {
+        &self.0.plugins.commands
+    }
+
+    /// What runs plugins; `None` where they are switched off.
+    #[must_use]
+    pub fn plugin_host(&self) -> Option<&Arc<PluginHost>> {
+        self.0.plugins.host.as_ref()
     }
 
     /// Where SQL text is split and parsed.
@@ -235,8 +253,9 @@ impl System {
             answers.drain().await;
             Ok(())
         });
-        let engine = self.0.engine.clone();
+        let (engine, plugins) = (self.0.engine.clone(), self.0.plugins.clone());
         plan.on(Phase::Writes, "writes", move || async move {
+            plugins.drain().await;
             engine.drain().await;
             Ok(())
         });
@@ -249,10 +268,12 @@ impl System {
             );
         }
         let (engine, answers) = (self.0.engine.clone(), self.0.answers.clone());
+        let plugins = self.0.plugins.clone();
         let pools = self.0.pools.clone();
         let watchdog = self.0.watchdog.lock().take();
         plan.on(Phase::Journal, "store", move || async move {
             answers.stop();
+            plugins.stop();
             engine.stop();
             let store = engine.store().clone();
             pools.foreground("close-store", move || store.close()).await?;

@@ -203,6 +203,8 @@ fn start_catalog(
     let limits = catalog::plan::Limits {
         max_tables: settings.ingest.max_tables,
         max_columns: settings.ingest.max_columns,
+        max_plugins: settings.plugins.max_plugins,
+        max_versions: settings.plugins.max_versions,
     };
     let (store, writers) = (store.clone(), writers.clone());
     let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);

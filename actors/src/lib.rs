@@ -4,7 +4,7 @@
 //! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
 //! [`compactor`] turn them into segments, the [`keeper`] cleans up, and [`memory`] keeps the
-//! account. [`cluster`] says who owns what: today one node everything.
+//! account. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
 
 pub mod boot;
 pub mod catalog;
@@ -17,6 +17,8 @@ pub mod flusher;
 pub mod ingest;
 pub mod keeper;
 pub mod memory;
+pub mod plugin_manager;
+pub mod plugin_types;
 pub mod query;
 pub mod session;
 pub mod writer;

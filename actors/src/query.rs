@@ -20,12 +20,14 @@ mod guc;
 mod information;
 mod instants;
 mod interrupt;
+mod manage;
 mod names;
 mod owners;
 mod params;
 mod parse;
 mod pgtypes;
 mod plan;
+mod plugin;
 mod provider;
 mod rewrite;
 mod running;
@@ -43,17 +45,22 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use kymo_config::Settings;
-use kymo_kernel::Result;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Acked, Ddl, DdlDone, Parse, Prepare, Query, Write};
+use kymo_kernel::message::{
+    Acked, Ddl, DdlDone, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
+};
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
+use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::PluginHost;
 
-pub use system::{ActorRow, Inspect, PortRow, SupervisionRow};
+pub use system::{
+    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SupervisionRow,
+};
 
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};
 
@@ -69,6 +76,8 @@ pub trait Tables: Send + Sync + 'static {
 pub trait Changes: Send + Sync + 'static {
     /// Changes definitions.
     fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>>;
+    /// Changes plugins.
+    fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>>;
     /// Writes rows.
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
 }
@@ -79,12 +88,24 @@ pub struct Ports {
     pub ddl: Port<Ddl>,
     /// To ingest.
     pub write: Port<Write>,
+    /// To the plugin manager, where there is one.
+    pub plugins: Option<Port<PluginCommand>>,
 }
 
 impl Changes for Ports {
     fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>> {
         let port = self.ddl.clone();
         Box::pin(async move { port.call(ddl).await })
+    }
+
+    fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>> {
+        let port = self.plugins.clone();
+        Box::pin(async move {
+            match port {
+                Some(port) => port.call(command).await,
+                None => Err(Error::new(Code::Unsupported, "plugins are not offered here")),
+            }
+        })
     }
 
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>> {
@@ -102,6 +123,7 @@ pub struct QueryService {
 
 impl QueryService {
     /// Prepares the engine: functions, memory, and an emptied spill folder `<data_dir>/tmp`.
+    /// Without `plugins` statements have the functions of the engine alone.
     ///
     /// # Errors
     /// `io_error` where the spill folder cannot be made or emptied.
@@ -112,8 +134,10 @@ impl QueryService {
         tables: Arc<dyn Tables>,
         changes: Arc<dyn Changes>,
         inspect: Arc<dyn Inspect>,
+        plugins: Option<Arc<PluginHost>>,
     ) -> Result<Self> {
-        let engine = engine::Engine::new(settings, env, pools.clone(), tables, changes, inspect)?;
+        let engine =
+            engine::Engine::new(settings, env, pools.clone(), tables, changes, inspect, plugins)?;
         Ok(QueryService { engine: Arc::new(engine), pools })
     }
 

@@ -286,6 +286,9 @@ section! {
         max_versions: usize = 4,
         /// Size of an uploaded component. Plugins in JavaScript need 2 MiB, in Python 20 MiB.
         max_component_bytes: u64 = 4 * MIB,
+        /// The folder that `CREATE PLUGIN … FROM 'file:…'` may read components from; empty switches
+        /// that off.
+        install_folder: PathBuf = PathBuf::new(),
         /// WebAssembly functions in one component.
         max_code_functions: usize = 20_000,
         /// Size of the body of one WebAssembly function.

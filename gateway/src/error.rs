@@ -38,7 +38,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::DatabaseNotFound | Code::TableNotFound | Code::PluginNotFound => {
             StatusCode::NOT_FOUND
         }
-        Code::AlreadyExists => StatusCode::CONFLICT,
+        Code::AlreadyExists | Code::InUse => StatusCode::CONFLICT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::TypeConflict | Code::PluginFailed => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -71,6 +71,8 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::FunctionNotFound => "42883",
         Code::SettingNotFound => "42704",
         Code::PluginNotFound => "42704",
+        // dependent_objects_still_exist
+        Code::InUse => "2BP01",
         // object_not_in_prerequisite_state
         Code::PluginUnavailable => "55000",
         // external_routine_exception

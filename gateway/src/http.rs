@@ -11,6 +11,7 @@ pub mod format;
 pub mod guard;
 pub mod influxql;
 pub mod parameters;
+pub mod plugins;
 pub mod query;
 pub mod respond;
 pub mod serve;
@@ -26,7 +27,10 @@ use futures::future::BoxFuture;
 use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::cancel::CancelToken;
-use kymo_kernel::message::{Acked, Ddl, DdlDone, Outcome, Query, Statement, Write};
+use kymo_kernel::message::{
+    Acked, Ddl, DdlDone, Outcome, PluginCommand, PluginDone, Query, Statement, Write,
+};
+use kymo_kernel::storage::components::Staged;
 use kymo_kernel::storage::meta::Snapshot;
 use serde_json::Value;
 
@@ -43,6 +47,13 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
     /// Changes definitions.
     fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>>;
+    /// Changes plugins. Goes on when the future is dropped.
+    fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>>;
+    /// Begins the upload of a component. Blocks on the disk.
+    ///
+    /// # Errors
+    /// `disk_full` or `io_error`, naming the file.
+    fn begin_component(&self) -> Result<Staged>;
     /// Splits and parses SQL.
     fn parse(&self, sql: String) -> BoxFuture<'static, Result<Vec<Arc<Statement>>>>;
     /// Runs one statement.
@@ -132,6 +143,13 @@ pub fn router(app: App) -> Router {
         .route("/api/v3/query_sql", get(query::get).post(query::post))
         .route("/sql", get(query::get).post(query::post))
         .route("/query", get(influxql::get).post(influxql::post))
+        .route("/api/v1/plugins", get(plugins::list))
+        .route(
+            "/api/v1/plugins/{name}",
+            get(plugins::one).put(plugins::put).delete(plugins::delete),
+        )
+        .route("/api/v1/plugins/{name}/versions", get(plugins::versions))
+        .route("/api/v1/plugins/{name}/{action}", post(plugins::act))
         .fallback(admin::not_found)
         .method_not_allowed_fallback(admin::not_allowed)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))

@@ -11,10 +11,11 @@ use futures::future::BoxFuture;
 use kymo_actors::System;
 use kymo_actors::session::{Session, Status};
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Outcome, Parse, Prepared, Query, Runnable, SessionContext, Statement,
-    Write,
+    Acked, Ddl, DdlDone, Outcome, Parse, PluginCommand, PluginDone, Prepared, Query, Runnable,
+    SessionContext, Statement, Write,
 };
 use kymo_kernel::schema::{TableDef, TableName};
+use kymo_kernel::storage::components::Staged;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::user::User;
 use kymo_kernel::{Code, Error, Result};
@@ -42,6 +43,15 @@ impl http::Backend for System {
     fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>> {
         let port = System::ddl(self).clone();
         async move { port.call(ddl).await }.boxed()
+    }
+
+    fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>> {
+        let port = System::plugins(self).clone();
+        async move { port.call(command).await }.boxed()
+    }
+
+    fn begin_component(&self) -> Result<Staged> {
+        self.engine().store().components().begin()
     }
 
     fn parse(&self, sql: String) -> BoxFuture<'static, Result<Vec<Arc<Statement>>>> {

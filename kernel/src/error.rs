@@ -50,6 +50,8 @@ codes! {
     SettingNotFound = "setting_not_found",
     /// A named plugin, or a version of it, does not exist.
     PluginNotFound = "plugin_not_found",
+    /// Something that others use and that would be lost to them.
+    InUse = "in_use",
     /// A plugin that is suspended, disabled or failed to load.
     PluginUnavailable = "plugin_unavailable",
     /// A plugin failed in a call: it trapped, broke its interface or reported a defect of its own.

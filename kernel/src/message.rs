@@ -23,6 +23,10 @@ use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
+mod plugins;
+
+pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
+
 /// Something an actor can be asked.
 pub trait Message: Send + 'static {
     /// What a successful answer holds.
@@ -177,6 +181,8 @@ pub enum Ddl {
     },
     /// Creates or replaces an account.
     PutUser(User),
+    /// Changes plugins; asked by their manager only.
+    Plugin(PluginDdl),
 }
 
 impl Message for Ddl {

@@ -17,6 +17,7 @@
 
 pub mod clients;
 pub mod collector;
+pub mod component;
 pub mod ledger;
 pub mod python;
 pub mod server;

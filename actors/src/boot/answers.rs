@@ -13,11 +13,14 @@ use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use kymo_plugins::{Entry, PluginHost, PluginVersion};
 use parking_lot::Mutex;
 
+use super::plugins::Plugins;
 use crate::engine::Engine;
 use crate::query::{
-    ActorRow, Inspect, PortRow, Ports, QueryActor, QueryService, SupervisionRow, Tables,
+    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
+    QueryService, SupervisionRow, Tables,
 };
 use crate::session::QueryPorts;
 
@@ -42,15 +45,21 @@ impl Answers {
         pools: &Pools,
         supervisor: &Supervisor,
         engine: &Engine,
+        plugins: &Plugins,
     ) -> Result<Answers> {
-        let changes = Ports { ddl: engine.ddl().clone(), write: engine.write().clone() };
+        let changes = Ports {
+            ddl: engine.ddl().clone(),
+            write: engine.write().clone(),
+            plugins: Some(plugins.commands.clone()),
+        };
         let service = QueryService::new(
             settings.clone(),
             env.clone(),
             pools.clone(),
             Arc::new(Stored(engine.store().clone())),
             Arc::new(changes),
-            Arc::new(Insight(supervisor.clone())),
+            Arc::new(Insight { supervisor: supervisor.clone(), plugins: plugins.host.clone() }),
+            plugins.host.clone(),
         )?;
         let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
         let running = supervisor.start(spec, move || service.actor());
@@ -89,8 +98,11 @@ impl Tables for Stored {
     }
 }
 
-/// What the supervisor knows, as rows.
-struct Insight(Supervisor);
+/// What the supervisor and the plugin host know, as rows.
+struct Insight {
+    supervisor: Supervisor,
+    plugins: Option<Arc<PluginHost>>,
+}
 
 impl Inspect for Insight {
     fn actors(&self) -> Vec<ActorRow> {
@@ -107,7 +119,7 @@ impl Inspect for Insight {
             restarts: actor.restarts,
             observed: actor.observed.to_string(),
         };
-        self.0.list().into_iter().map(row).collect()
+        self.supervisor.list().into_iter().map(row).collect()
     }
 
     fn ports(&self) -> Vec<PortRow> {
@@ -119,7 +131,7 @@ impl Inspect for Insight {
             queued: port.queued as u64,
             bytes: port.queued_bytes as u64,
         };
-        self.0.ports().into_iter().map(row).collect()
+        self.supervisor.ports().into_iter().map(row).collect()
     }
 
     fn supervision_events(&self) -> Vec<SupervisionRow> {
@@ -129,6 +141,46 @@ impl Inspect for Insight {
             event: event.what.as_str().to_owned(),
             detail: event.detail,
         };
-        self.0.events().into_iter().map(row).collect()
+        self.supervisor.events().into_iter().map(row).collect()
+    }
+
+    fn plugins(&self) -> Vec<PluginRow> {
+        let Some(host) = &self.plugins else { return Vec::new() };
+        let map = host.registry().snapshot();
+        let row = |entry: &Arc<Entry>| PluginRow {
+            name: entry.name.to_string(),
+            state: entry.state.as_str().to_owned(),
+            reason: entry.state.reason().map(str::to_owned),
+        };
+        map.entries().map(row).collect()
+    }
+
+    fn plugin_versions(&self) -> Vec<PluginVersionRow> {
+        let Some(host) = &self.plugins else { return Vec::new() };
+        let row = |version: Arc<PluginVersion>| {
+            let counts = version.stats().counts();
+            PluginVersionRow {
+                name: version.name().to_string(),
+                digest: version.plugin().digest,
+                instances: counts.instances as u64,
+                calls: counts.calls,
+                rows: counts.rows,
+                nanoseconds: counts.nanoseconds,
+                faults: counts.faults.iter().sum(),
+            }
+        };
+        host.registry().loaded().into_iter().map(row).collect()
+    }
+
+    fn plugin_log(&self) -> Vec<PluginLogRow> {
+        let Some(host) = &self.plugins else { return Vec::new() };
+        let row = |line: kymo_plugins::log::Line| PluginLogRow {
+            time: line.time_ns,
+            plugin: line.plugin.to_string(),
+            version: line.version.to_string(),
+            level: line.level.as_str().to_owned(),
+            message: line.message,
+        };
+        host.log().lines().into_iter().map(row).collect()
     }
 }

@@ -17,6 +17,8 @@ use kymo_kernel::{Code, Error, Result};
 
 use crate::ingest::check::conflict;
 
+pub(crate) mod plugins;
+
 /// How much may be defined.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -24,6 +26,10 @@ pub struct Limits {
     pub max_tables: usize,
     /// Tag and field columns of one table.
     pub max_columns: usize,
+    /// Plugins.
+    pub max_plugins: usize,
+    /// Versions of one plugin.
+    pub max_versions: usize,
 }
 
 /// What a change of definitions comes to.
@@ -65,6 +71,7 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
             check_name("user", &user.name)?;
             Ok(Plan { ops: vec![Op::PutUser { user: user.clone() }], ..Plan::default() })
         }
+        Ddl::Plugin(change) => plugins::plan(snapshot, change, limits),
     }
 }
 
@@ -262,7 +269,8 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { max_tables: 2, max_columns: 3 };
+    const LIMITS: Limits =
+        Limits { max_tables: 2, max_columns: 3, max_plugins: 1, max_versions: 1 };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {
         Column { id: ColumnId(0), name: name.to_owned(), kind, field_type }

@@ -203,6 +203,14 @@ fn compatibility() -> Vec<ScalarUDF> {
     ]
 }
 
+/// Whether the engine itself has a function of this name.
+pub(super) fn has_function(state: &SessionState, name: &str) -> bool {
+    state.scalar_functions().contains_key(name)
+        || state.aggregate_functions().contains_key(name)
+        || state.window_functions().contains_key(name)
+        || state.higher_order_functions().contains_key(name)
+}
+
 /// The state for one statement of a session.
 pub(super) fn for_session(base: &SessionState, session: &Arc<SessionContext>) -> SessionState {
     let mut state = base.clone();

@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use super::manage::Manage;
 use datafusion::sql::sqlparser::ast;
 use kymo_kernel::Error;
 use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
+
+use super::plugin::Called;
 
 /// A parsed statement, as it travels inside [`kymo_kernel::message::Statement`].
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ pub(crate) struct Planned {
     pub(crate) sets: bool,
     /// Whether parameters stand where only constants can be planned (`generate_series($1)`).
     pub(crate) late: bool,
+    /// The functions that it calls, each once.
+    pub(crate) calls: Vec<Called>,
 }
 
 /// How to name the columns of a result as PostgreSQL does.
@@ -99,6 +104,8 @@ pub(crate) enum Define {
         /// `IF EXISTS`.
         if_exists: bool,
     },
+    /// Plugins, their functions and transforms.
+    Manage(Box<Manage>),
 }
 
 /// The table of a `CREATE TABLE`.
@@ -165,6 +172,8 @@ pub(crate) enum Show {
     Columns(PartialName),
     /// `SHOW CREATE TABLE table`.
     CreateTable(PartialName),
+    /// `SHOW PLUGINS`.
+    Plugins,
     /// `SHOW ALL`.
     All,
     /// `SHOW name`.

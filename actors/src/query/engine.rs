@@ -1,6 +1,7 @@
 //! Plans and runs statements: the query actor's work, free of actors.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};
@@ -15,23 +16,27 @@ use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Outcome, Prepare, Prepared, Query, Runnable, SessionContext, SettingChange, Statement,
+    Ddl, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable, SessionContext,
+    SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::PluginHost;
 use tokio::sync::{mpsc, oneshot};
 
 use super::allow::{administrator, writable};
 use super::catalog::{Databases, Sources};
-use super::command::{Command, Define, Planned};
+use super::command::{Command, Define, PartialName, Planned};
 use super::context::Caller;
 use super::error::{as_written, from_engine};
 use super::functions::Bounds;
 use super::interrupt::{Gone, Listening, interruptible};
+use super::manage::Manage;
 use super::names::rename;
 use super::owners::Owners;
 use super::plan::{self, Plan, parsed};
+use super::plugin::{self, Lending, Terms};
 use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
@@ -51,6 +56,7 @@ pub(super) struct Engine {
     tables: Arc<dyn Tables>,
     changes: Arc<dyn Changes>,
     running: Arc<Running>,
+    plugins: Option<Arc<PluginHost>>,
 }
 
 /// A statement on its way to the query runtime.
@@ -86,6 +92,7 @@ impl Engine {
         tables: Arc<dyn Tables>,
         changes: Arc<dyn Changes>,
         inspect: Arc<dyn Inspect>,
+        plugins: Option<Arc<PluginHost>>,
     ) -> Result<Self> {
         let limits = &settings.query;
         let running =
@@ -111,7 +118,7 @@ impl Engine {
         let databases = Arc::new(Databases::new(sources));
         let base = build::base(pools.sizes().query, parts, runtime, databases, &statics)?;
         let rewriter = Rewriter::new();
-        Ok(Engine { settings, env, pools, rewriter, base, tables, changes, running })
+        Ok(Engine { settings, env, pools, rewriter, base, tables, changes, running, plugins })
     }
 
     /// Splits and parses SQL text.
@@ -138,6 +145,31 @@ impl Engine {
         state
     }
 
+    /// The state for a statement, with the functions of plugins that it calls; `None` for one
+    /// that calls only the engine's own.
+    fn lend(
+        &self,
+        session: &Arc<SessionContext>,
+        planned: &Planned,
+        cancel: Arc<AtomicBool>,
+        deadline: Option<Duration>,
+    ) -> Result<(SessionState, Option<Arc<Lending>>)> {
+        let mut state = self.state(session);
+        let Some(host) = &self.plugins else { return Ok((state, None)) };
+        if planned.calls.iter().all(|called| build::has_function(&state, &called.key)) {
+            return Ok((state, None));
+        }
+        let terms = Terms {
+            cancel,
+            deadline,
+            seed: self.env.random.next_u64(),
+            time_ns: self.env.clock.now_ns(),
+        };
+        let lending = Lending::new(host, &state, session, self.tables.catalog(), terms);
+        lending.register(&mut state, &planned.calls)?;
+        Ok((state, Some(lending)))
+    }
+
     /// Plans a statement without running it.
     ///
     /// # Errors
@@ -146,10 +178,20 @@ impl Engine {
         let Prepare { statement, types, session } = message;
         let (plan, parameters, columns) = match &parsed(&statement)?.command {
             Command::Plan(planned) => {
-                let state = self.state(&session);
+                // Nobody can cancel a preparation; it has the time of a statement.
+                let limit = self.time_limit(&session, None);
+                let deadline = limit.map(|limit| self.env.clock.monotonic() + limit);
+                let (state, lending) = self.lend(&session, planned, Arc::default(), deadline)?;
                 let snapshot = self.tables.catalog();
                 let typed = plan::prepare(&state, &snapshot, &statement, planned, &types).await?;
-                (typed.plan, typed.parameters, typed.columns)
+                let plan = match lending {
+                    Some(lending) => {
+                        lending.verdict()?;
+                        typed.plan.at_rest()?
+                    }
+                    None => typed.plan,
+                };
+                (plan, typed.parameters, typed.columns)
             }
             Command::Show(wanted) => {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
@@ -279,8 +321,46 @@ impl Engine {
                 let (name, if_exists) = (name.clone(), *if_exists);
                 self.changes.ddl(Ddl::DropDatabase { name, if_exists }).await?;
             }
+            Define::Manage(manage) => self.manage(manage, session).await?,
         }
         Ok(())
+    }
+
+    /// Changes plugins.
+    async fn manage(&self, manage: &Manage, session: &SessionContext) -> Result<()> {
+        let full = |table: &PartialName| table.resolve(&session.database, &session.schema);
+        let change = match manage.clone() {
+            Manage::Plugin(PluginCommand::Change(PluginDdl::Suspend { name, reason, .. })) => {
+                let at_ns = self.env.clock.now_ns();
+                PluginDdl::Suspend { name, reason, only: None, at_ns }
+            }
+            Manage::Plugin(PluginCommand::Change(change)) => change,
+            Manage::Plugin(install) => return self.changes.plugins(install).await.map(|_| ()),
+            Manage::CreateFunction(function, or_replace) => {
+                self.free_for_function(&function.name)?;
+                PluginDdl::CreateFunction { function, or_replace }
+            }
+            Manage::Attach(table, transform) => {
+                PluginDdl::Attach { table: full(&table), transform }
+            }
+            Manage::Detach(table, plugin, function) => {
+                PluginDdl::Detach { table: full(&table), plugin, function }
+            }
+        };
+        self.changes.plugins(PluginCommand::Change(change)).await.map(|_| ())
+    }
+
+    /// Refuses a name that a built-in function has.
+    fn free_for_function(&self, name: &str) -> Result<()> {
+        let taken = self.base.scalar_functions().contains_key(name)
+            || self.base.aggregate_functions().contains_key(name)
+            || self.base.window_functions().contains_key(name)
+            || self.base.table_functions().contains_key(name);
+        if !taken {
+            return Ok(());
+        }
+        Err(Error::new(Code::AlreadyExists, format!("{name:?} is a built-in function"))
+            .with_hint("choose another name; built-in functions are not replaced"))
     }
 
     /// Hands a job to the query runtime and waits for the head of its answer.
@@ -364,10 +444,14 @@ impl Engine {
 
     async fn open(&self, job: &Job, gone: &Gone) -> Result<Opening> {
         let began = self.env.clock.monotonic();
-        let state = self.state(&job.session);
-        let plan = self.bound(&state, job).await?;
+        let deadline = job.limits.deadline;
+        let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
+        let plan = self.bound(&state, lending.as_ref(), job).await?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let plan = state.optimize(&plan).map_err(from_engine)?;
+        // The optimizer leaves constants that it cannot evaluate for later. A plugin that has
+        // failed once is not asked again.
+        lending.as_ref().map_or(Ok(()), |lending| lending.verdict())?;
         let bounds = Bounds::of(&self.settings.query);
         let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
         let planner = state.query_planner();
@@ -412,7 +496,12 @@ impl Engine {
     }
 
     /// The plan with its values in place: the prepared one where it still holds.
-    async fn bound(&self, state: &SessionState, job: &Job) -> Result<LogicalPlan> {
+    async fn bound(
+        &self,
+        state: &SessionState,
+        lending: Option<&Arc<Lending>>,
+        job: &Job,
+    ) -> Result<LogicalPlan> {
         let Job { statement, prepared, parameters, session, .. } = job;
         let planned = job.planned()?;
         let snapshot = self.tables.catalog();
@@ -431,13 +520,17 @@ impl Engine {
         };
         let values = params::values(parameters, &prepared.parameters)?;
         match prepared.plan.downcast_ref::<Plan>() {
-            Some(Plan::Logical { plan, tables, scope })
-                if *scope == (session.database.clone(), session.schema.clone())
-                    && plan::still_valid(&snapshot, tables) =>
-            {
-                params::bind(plan.as_ref().clone(), values)
-            }
-            Some(Plan::Logical { .. }) => {
+            Some(Plan::Logical { plan, tables, scope }) => {
+                let valid = *scope == (session.database.clone(), session.schema.clone())
+                    && plan::still_valid(&snapshot, tables);
+                let plan = match lending {
+                    _ if !valid => None,
+                    Some(lending) => plugin::bound(plan, lending)?,
+                    None => Some(plan.as_ref().clone()),
+                };
+                if let Some(plan) = plan {
+                    return params::bind(plan, values);
+                }
                 let types: Vec<_> = prepared.parameters.iter().cloned().map(Some).collect();
                 let again = plan::prepare(state, &snapshot, statement, planned, &types).await?;
                 if again.columns != prepared.columns {

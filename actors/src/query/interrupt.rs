@@ -42,6 +42,13 @@ impl Drop for Listening {
 #[derive(Clone, Debug)]
 pub(super) struct Gone(Arc<AtomicBool>);
 
+impl Gone {
+    /// The flag itself, raised once nobody waits.
+    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
 /// The same plan with joins that end once nobody listens.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{ddl, utility};
+use super::{ddl, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -235,6 +235,10 @@ fn command(
         let cursor = Cursor::Declare { name, hold, query: Arc::new(query) };
         return Ok(("DECLARE CURSOR", Command::Cursor(cursor)));
     }
+    if let Some((verb, manage)) = manage::read(parser)? {
+        utility::end(parser)?;
+        return Ok((verb, Command::Define(Define::Manage(Box::new(manage)))));
+    }
     if let Some(define) = ddl::read(parser)? {
         utility::end(parser)?;
         let verb = match &define {
@@ -242,6 +246,7 @@ fn command(
             Define::DropTable { .. } => "DROP TABLE",
             Define::CreateDatabase { .. } => "CREATE DATABASE",
             Define::DropDatabase { .. } => "DROP DATABASE",
+            Define::Manage(_) => "ALTER PLUGIN",
         };
         return Ok((verb, Command::Define(define)));
     }
@@ -302,8 +307,8 @@ fn planned(
     if let ControlFlow::Break(error) = tree.visit(&mut Queries) {
         return Err(error.into());
     }
-    let Applied { names, late, sets } = rewriter.apply(&mut tree)?;
-    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, sets, late }))))
+    let Applied { names, late, sets, calls } = rewriter.apply(&mut tree)?;
+    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, sets, late, calls }))))
 }
 
 /// Looks at every query of a statement, however deep, for what is not offered.

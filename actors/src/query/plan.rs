@@ -26,6 +26,7 @@ use super::error::{from_engine, missing_table};
 use super::names::rename;
 use super::params;
 use super::parse::relative;
+use super::plugin::unbound;
 use super::provider::KymoTable;
 use super::rewrite::bind_literals;
 use super::text::{nearest, position};
@@ -44,6 +45,21 @@ pub(super) enum Plan {
     Late,
     /// Nothing to plan.
     None,
+}
+
+impl Plan {
+    /// The plan without the instances of plugins that it was planned with.
+    ///
+    /// # Errors
+    /// `internal`.
+    pub(super) fn at_rest(self) -> Result<Plan> {
+        Ok(match self {
+            Plan::Logical { plan, tables, scope } => {
+                Plan::Logical { plan: Box::new(unbound(*plan)?), tables, scope }
+            }
+            other => other,
+        })
+    }
 }
 
 /// The parsed form inside of a statement.

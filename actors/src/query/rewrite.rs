@@ -20,6 +20,7 @@ use super::command::Names;
 use super::duration::Span;
 use super::names;
 use super::parse::Failure;
+use super::plugin::Called;
 
 /// Holds the compatibility rewrites, which are costly to build.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Rewriter {
 
     /// Applies our rewrites; answers what they found.
     pub(super) fn apply(&self, tree: &mut ast::Statement) -> Result<Applied> {
-        let mut dialect = Dialect { late: false, sets: false, error: None };
+        let mut dialect = Dialect { late: false, sets: false, calls: Vec::new(), error: None };
         let _ = tree.visit(&mut dialect);
         if let Some(error) = dialect.error {
             return Err(error);
@@ -73,7 +74,7 @@ impl Rewriter {
             }
             _ => Names::default(),
         };
-        Ok(Applied { names, late: dialect.late, sets: dialect.sets })
+        Ok(Applied { names, late: dialect.late, sets: dialect.sets, calls: dialect.calls })
     }
 }
 
@@ -85,11 +86,14 @@ pub(super) struct Applied {
     pub(super) late: bool,
     /// Whether it calls `set_config`.
     pub(super) sets: bool,
+    /// The functions that it calls, each once.
+    pub(super) calls: Vec<Called>,
 }
 
 struct Dialect {
     late: bool,
     sets: bool,
+    calls: Vec<Called>,
     error: Option<Error>,
 }
 
@@ -124,6 +128,14 @@ impl VisitorMut for Dialect {
 }
 
 impl Dialect {
+    fn calls(&mut self, name: &mut ObjectName) {
+        if let Some(called) = Called::read(name)
+            && !self.calls.contains(&called)
+        {
+            self.calls.push(called);
+        }
+    }
+
     fn rewrite(&mut self, expr: &mut Expr) -> Result<()> {
         match expr {
             Expr::BinaryOp { left, op: BinaryOperator::Plus | BinaryOperator::Minus, right } => {
@@ -167,6 +179,7 @@ impl Dialect {
                     return Ok(());
                 }
                 strip_catalog(&mut function.name, &[]);
+                self.calls(&mut function.name);
                 self.sets |= function.name.to_string().eq_ignore_ascii_case("set_config");
                 if takes_keys_apart(function) {
                     *expr = null(DataType::Integer(None));

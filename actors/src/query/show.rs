@@ -5,6 +5,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use kymo_kernel::message::SessionContext;
+use kymo_kernel::plugin::PluginDef;
 use kymo_kernel::schema::{ColumnKind, TableDef};
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
@@ -44,6 +45,21 @@ pub(super) fn rows(
                 &["table_name", "create_table"],
                 vec![vec![Some(def.name.table.clone()), Some(text)]],
             )
+        }
+        Show::Plugins => {
+            let row = |plugin: &Arc<PluginDef>| {
+                let version = plugin.active_version();
+                let reason = plugin.suspended.as_ref();
+                vec![
+                    Some(plugin.name.clone()),
+                    version.map(|version| version.version.clone()),
+                    Some(plugin.state().to_owned()),
+                    reason.map(|suspension| suspension.reason.clone()),
+                    version.map(|version| version.digest.to_string()),
+                ]
+            };
+            let rows = snapshot.plugins.values().map(row).collect();
+            table(&["plugin", "version", "state", "reason", "digest"], rows)
         }
         Show::All => {
             let rows = guc::all(session).into_iter();

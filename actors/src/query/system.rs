@@ -25,6 +25,10 @@ use super::allow::{HIDDEN, sees};
 use super::context::Caller;
 use super::running::Running;
 
+mod plugins;
+
+pub use plugins::{PluginLogRow, PluginRow, PluginVersionRow};
+
 /// The name of the schema.
 pub(super) const SCHEMA: &str = "system";
 
@@ -43,6 +47,21 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// What supervision saw, oldest first.
     fn supervision_events(&self) -> Vec<SupervisionRow> {
+        Vec::new()
+    }
+
+    /// Plugins as their host has them.
+    fn plugins(&self) -> Vec<PluginRow> {
+        Vec::new()
+    }
+
+    /// Loaded versions of plugins.
+    fn plugin_versions(&self) -> Vec<PluginVersionRow> {
+        Vec::new()
+    }
+
+    /// What plugins logged, oldest first.
+    fn plugin_log(&self) -> Vec<PluginLogRow> {
         Vec::new()
     }
 }
@@ -330,7 +349,8 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
 }
 
 /// Settings that tell about the machine and its accounts: for administrators only.
-const GUARDED: [&str; 4] = ["auth.", "server.data_dir", "server.tls_", "store.url"];
+const GUARDED: [&str; 5] =
+    ["auth.", "plugins.install_folder", "server.data_dir", "server.tls_", "store.url"];
 
 /// Every setting of the server by its full name. Secrets are not shown.
 fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
@@ -367,14 +387,19 @@ fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Opt
     }
 }
 
+/// Every system table.
+fn all() -> impl Iterator<Item = &'static SystemTable> {
+    TABLES.iter().chain(plugins::TABLES)
+}
+
 /// The names of the system tables.
 pub(super) fn names() -> Vec<String> {
-    TABLES.iter().map(|table| table.name.to_owned()).collect()
+    all().map(|table| table.name.to_owned()).collect()
 }
 
 /// The columns of a system table.
 pub(super) fn schema(name: &str) -> Option<SchemaRef> {
-    TABLES.iter().find(|table| table.name == name).map(SystemTable::schema)
+    all().find(|table| table.name == name).map(SystemTable::schema)
 }
 
 impl SystemTable {
@@ -432,7 +457,7 @@ impl SchemaProvider for SystemSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        let Some(table) = TABLES.iter().find(|table| table.name == name) else { return Ok(None) };
+        let Some(table) = all().find(|table| table.name == name) else { return Ok(None) };
         Ok(Some(Arc::new(View { table, inspector: self.0.clone() })))
     }
 
@@ -441,7 +466,7 @@ impl SchemaProvider for SystemSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        TABLES.iter().any(|table| table.name == name)
+        all().any(|table| table.name == name)
     }
 }
 

@@ -5,9 +5,11 @@ mod dialect;
 mod functions;
 mod limits;
 mod meaning;
+mod plugins;
 mod privileges;
 mod scans;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
@@ -24,6 +26,7 @@ use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::supervise::{Running, Spec, Supervisor};
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::{Compiler, PluginHost};
 
 use super::{Ports, QueryActor, QueryService, Tables};
 use crate::engine::Engine;
@@ -35,6 +38,7 @@ struct House {
     supervisor: Supervisor,
     ports: QueryPorts,
     pools: Pools,
+    plugins: Option<Arc<PluginHost>>,
     _running: Running<QueryActor>,
 }
 
@@ -56,6 +60,11 @@ impl House {
     }
 
     fn with(change: impl FnOnce(&mut Settings)) -> House {
+        House::over(change, None)
+    }
+
+    /// With plugins, whose compiled code lies in this folder.
+    fn over(change: impl FnOnce(&mut Settings), plugins: Option<&Path>) -> House {
         let mut settings = Settings::default();
         settings.server.data_dir = "/data".into();
         change(&mut settings);
@@ -67,7 +76,13 @@ impl House {
         let root = settings.server.data_dir.clone();
         let store = Store::open(env.clone(), root, &settings, &mut |_| {}).unwrap();
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store.clone()).unwrap();
-        let changes = Ports { ddl: engine.ddl().clone(), write: engine.write().clone() };
+        let plugins = plugins.map(|folder| {
+            let env = Env { disk: real::env().disk, ..env.clone() };
+            let compiler = Compiler::in_process(&settings.plugins);
+            PluginHost::start(&settings.plugins, folder, env, compiler).unwrap()
+        });
+        let changes =
+            Ports { ddl: engine.ddl().clone(), write: engine.write().clone(), plugins: None };
         let service = QueryService::new(
             settings,
             env,
@@ -75,6 +90,7 @@ impl House {
             Arc::new(Stored(store)),
             Arc::new(changes),
             Arc::new(()),
+            plugins.clone(),
         )
         .unwrap();
         let running = supervisor.start(Spec::new("query", "query"), move || service.actor());
@@ -83,7 +99,7 @@ impl House {
             prepare: running.port(Budget::count(64)),
             query: running.port(Budget::count(1024)),
         };
-        House { engine, supervisor, ports, pools, _running: running }
+        House { engine, supervisor, ports, pools, plugins, _running: running }
     }
 
     fn session(&self) -> Session {

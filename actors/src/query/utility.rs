@@ -145,6 +145,8 @@ fn show(parser: &mut Parser) -> Read {
     } else if take(parser, "CREATE") {
         parser.expect_keyword(Keyword::TABLE)?;
         Show::CreateTable(table_name(parser)?)
+    } else if take(parser, "PLUGINS") {
+        Show::Plugins
     } else if take(parser, "ALL") {
         Show::All
     } else {

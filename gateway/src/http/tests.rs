@@ -65,6 +65,15 @@ impl Backend for Fake {
         std::future::ready(self.refused().map(|()| done)).boxed()
     }
 
+    fn plugins(&self, _: PluginCommand) -> BoxFuture<'static, Result<PluginDone>> {
+        let done = PluginDone { changed: true, plugin: None, digest: None };
+        std::future::ready(self.refused().map(|()| done)).boxed()
+    }
+
+    fn begin_component(&self) -> Result<Staged> {
+        Err(Error::internal("no store"))
+    }
+
     fn parse(&self, sql: String) -> BoxFuture<'static, Result<Vec<Arc<Statement>>>> {
         let statements = sql
             .split(';')
@@ -744,4 +753,29 @@ async fn a_clients_own_id_comes_back() {
     assert_eq!(server.send(with_id("abc-1")).await.headers["x-request-id"], "abc-1");
     let long = "x".repeat(65);
     assert_ne!(server.send(with_id(&long)).await.headers["request-id"], long.as_str());
+}
+
+#[tokio::test]
+async fn plugins_are_the_administrators() {
+    let server = server();
+    let requests = [
+        ("GET", "/api/v1/plugins"),
+        ("GET", "/api/v1/plugins/p"),
+        ("GET", "/api/v1/plugins/p/versions"),
+        ("PUT", "/api/v1/plugins/p"),
+        ("DELETE", "/api/v1/plugins/p"),
+        ("POST", "/api/v1/plugins/p/resume"),
+    ];
+    for (method, path) in requests {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header("authorization", "Bearer visitor");
+        let answer = server.send(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{method} {path}: {}", answer.text());
+        assert_eq!(answer.json()["code"], "not_authorized", "{}", answer.text());
+    }
+    let answer = server.get("/api/v1/plugins").await;
+    assert_eq!(answer.json(), json!({ "plugins": [] }));
+    assert_eq!(server.get("/api/v1/plugins/p").await.status, StatusCode::NOT_FOUND);
+    let answer = server.post("/api/v1/plugins/p/dance", "").await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
 }

@@ -178,7 +178,7 @@ fn running(house: &House) -> usize {
     house.rows("SELECT id FROM system.queries WHERE state = 'running'").len() - 1
 }
 
-fn wait_until(house: &House, count: usize) {
+pub(super) fn wait_until(house: &House, count: usize) {
     let clock = real::env().clock;
     let deadline = clock.monotonic() + Duration::from_secs(10);
     while running(house) != count {
@@ -188,7 +188,7 @@ fn wait_until(house: &House, count: usize) {
 }
 
 /// Waits until the query runtime has nothing left of what was stopped.
-fn nothing_runs(house: &House) {
+pub(super) fn nothing_runs(house: &House) {
     wait_until(house, 0);
 }
 

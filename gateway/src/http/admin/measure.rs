@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// The pattern of a path.
 #[must_use]
 pub fn route_label(path: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 14] = [
         "/",
         "/health",
         "/ping",
@@ -23,10 +23,12 @@ pub fn route_label(path: &str) -> &'static str {
         "/sql",
         "/query",
         "/ws",
+        "/api/v1/plugins",
     ];
     match KNOWN.into_iter().find(|known| *known == path) {
         Some(known) => known,
         None if path.starts_with("/write/") => "/write/{database}",
+        None if path.starts_with("/api/v1/plugins/") => "/api/v1/plugins/{name}",
         None => "other",
     }
 }

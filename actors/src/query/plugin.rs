@@ -1,0 +1,34 @@
+//! Functions of plugins in SQL: which ones a statement means, and how the engine calls them.
+//!
+//! ```text
+//! names of a statement ── calls ──► lending: one snapshot of the registry, the query's instances
+//!                                      │ scalar │ aggregate (groups, single, gather)
+//!                                      ▼
+//!                  functions of one statement's state ── bind ──► a prepared plan, run again
+//! ```
+//!
+//! A statement is planned with one snapshot of the plugins, and keeps it until its last row:
+//! no result ever comes from two versions.
+
+mod account;
+mod aggregate;
+mod bind;
+mod calls;
+mod gather;
+mod groups;
+mod lending;
+mod overloads;
+mod scalar;
+mod single;
+
+use datafusion::common::DataFusionError;
+use kymo_kernel::Error;
+
+pub(super) use bind::{bound, unbound};
+pub(super) use calls::Called;
+pub(super) use lending::{Lending, Terms};
+
+/// Our error on its way through the engine, which hands it on as it is.
+fn foreign(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}

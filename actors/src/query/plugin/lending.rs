@@ -1,0 +1,196 @@
+//! What one statement holds of the plugins: the versions in use when it was planned, and the
+//! instances that its calls run in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::registry::FunctionRegistry;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use kymo_kernel::message::SessionContext;
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::memory::Unlimited;
+use kymo_plugins::{
+    Accumulator, Kind, PluginFunction, PluginHost, PluginMap, QueryContext, QueryPlugins,
+};
+use parking_lot::Mutex;
+
+use super::super::build::has_function;
+use super::super::error::from_engine;
+use super::account::Account;
+use super::aggregate::PluginAggregate;
+use super::calls::Called;
+use super::scalar::PluginScalar;
+
+/// What ends the calls of a statement, and what they may know.
+pub(in super::super) struct Terms {
+    /// Raised when nobody waits for the statement any more.
+    pub(in super::super) cancel: Arc<AtomicBool>,
+    /// On the monotonic clock; `None` for no limit.
+    pub(in super::super) deadline: Option<Duration>,
+    /// Decides which trials of versions the statement takes part in, and seeds its instances.
+    pub(in super::super) seed: u64,
+    /// `now()` of the statement.
+    pub(in super::super) time_ns: i64,
+}
+
+/// The plugins of one statement. Dropping it ends its instances.
+pub(in super::super) struct Lending {
+    plugins: Arc<PluginMap>,
+    catalog: Arc<Snapshot>,
+    seed: u64,
+    /// Instances whose memory is charged as it grows.
+    charged: Arc<QueryPlugins>,
+    /// Instances whose memory their operator charges, batch by batch, and can spill.
+    uncharged: Arc<QueryPlugins>,
+    /// Accumulators that have handed out all they had, by function and signature.
+    empty: Mutex<HashMap<(usize, usize), Vec<Accumulator>>>,
+    doom: Mutex<Option<Error>>,
+}
+
+impl Lending {
+    /// Takes the plugins as they are now.
+    pub(in super::super) fn new(
+        host: &Arc<PluginHost>,
+        state: &SessionState,
+        session: &SessionContext,
+        catalog: Arc<Snapshot>,
+        terms: Terms,
+    ) -> Arc<Lending> {
+        let zone = session.settings.get("timezone").map_or("UTC", String::as_str);
+        let charged = QueryContext {
+            cancel: terms.cancel,
+            deadline: terms.deadline,
+            time_ns: terms.time_ns,
+            timezone: zone.to_owned(),
+            seed: terms.seed,
+            memory: Arc::new(Account::new(&state.runtime_env().memory_pool)),
+        };
+        let uncharged = QueryContext { memory: Arc::new(Unlimited), ..charged.clone() };
+        Arc::new(Lending {
+            plugins: host.registry().snapshot(),
+            catalog,
+            seed: terms.seed,
+            charged: host.query(charged),
+            uncharged: host.query(uncharged),
+            empty: Mutex::default(),
+            doom: Mutex::default(),
+        })
+    }
+
+    /// Puts the functions of plugins that a statement calls into its state. Names that no
+    /// plugin has are left for the planner to complain about.
+    ///
+    /// # Errors
+    /// `plugin_unavailable` with the reason; `function_not_found`.
+    pub(in super::super) fn register(
+        self: &Arc<Self>,
+        state: &mut SessionState,
+        calls: &[Called],
+    ) -> Result<()> {
+        for called in calls {
+            if has_function(state, &called.key) {
+                continue;
+            }
+            let Some(function) = self.resolve(called)? else { continue };
+            match function.function().kind {
+                Kind::Scalar => {
+                    let scalar = PluginScalar::new(called.clone(), function, self.clone());
+                    state.register_udf(Arc::new(ScalarUDF::from(scalar))).map_err(from_engine)?;
+                }
+                Kind::Aggregate => {
+                    let aggregate = PluginAggregate::new(called.clone(), function, self.clone());
+                    let aggregate = Arc::new(AggregateUDF::from(aggregate));
+                    state.register_udaf(aggregate).map_err(from_engine)?;
+                }
+                kind @ (Kind::Window | Kind::Table | Kind::Transform) => {
+                    let kind = kind.as_str();
+                    let text = format!("{} is a {kind} function and cannot stand here", called.key);
+                    return Err(Error::new(Code::Unsupported, text));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The function of a plugin that a name means; `None` if it means none.
+    ///
+    /// # Errors
+    /// `plugin_unavailable` with the reason; `function_not_found`.
+    pub(super) fn resolve(&self, called: &Called) -> Result<Option<PluginFunction>> {
+        let (plugin, function) = match called.parts.as_slice() {
+            [plugin, function] => (plugin.as_str(), function.as_str()),
+            [name] => match self.catalog.functions.get(name) {
+                Some(def) => (def.plugin.as_str(), def.function.as_str()),
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        match self.plugins.function(plugin, function, self.seed) {
+            Ok(function) => Ok(Some(function)),
+            Err(error) if error.code() == Code::PluginNotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The instances for calls whose memory nobody else charges.
+    pub(super) fn charged(&self) -> &Arc<QueryPlugins> {
+        &self.charged
+    }
+
+    /// The instances for accumulators whose operator charges what they hold.
+    pub(super) fn uncharged(&self) -> &Arc<QueryPlugins> {
+        &self.uncharged
+    }
+
+    /// An accumulator without groups: one that has become empty, or a fresh one.
+    pub(super) fn accumulator(
+        &self,
+        function: &PluginFunction,
+        overload: usize,
+    ) -> Result<Accumulator> {
+        let idle = self.empty.lock().get_mut(&slot(function, overload)).and_then(Vec::pop);
+        match idle {
+            Some(accumulator) => Ok(accumulator),
+            None => Accumulator::open(&self.charged, function, overload),
+        }
+    }
+
+    /// Takes back an accumulator that has handed out everything.
+    pub(super) fn give_back(
+        &self,
+        function: &PluginFunction,
+        overload: usize,
+        accumulator: Accumulator,
+    ) {
+        self.empty.lock().entry(slot(function, overload)).or_default().push(accumulator);
+    }
+
+    /// Makes a call unless one has failed before: a plugin's failure ends its query, in the
+    /// planner, which keeps what it cannot evaluate for later, as in other workers.
+    pub(super) fn attempt<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.verdict()?;
+        call().inspect_err(|error| {
+            let data = [Code::InvalidInput, Code::OutOfRange, Code::Unsupported];
+            if !data.contains(&error.code()) {
+                self.doom.lock().get_or_insert_with(|| error.clone());
+            }
+        })
+    }
+
+    /// # Errors
+    /// The failure that ends the query, if there was one.
+    pub(in super::super) fn verdict(&self) -> Result<()> {
+        match self.doom.lock().as_ref() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn slot(function: &PluginFunction, overload: usize) -> (usize, usize) {
+    (std::ptr::from_ref(function.function()) as usize, overload)
+}
