@@ -20,6 +20,7 @@ use kymo_kernel::message::{
     SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
+use kymo_kernel::plugin::TransformDef;
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
@@ -340,8 +341,16 @@ impl Engine {
                 self.free_for_function(&function.name)?;
                 PluginDdl::CreateFunction { function, or_replace }
             }
-            Manage::Attach(table, transform) => {
-                PluginDdl::Attach { table: full(&table), transform }
+            // Rows that a user believes to be transformed must not go in as they are.
+            Manage::Attach(table, TransformDef { plugin, function, .. }) => {
+                let table = full(&table);
+                return Err(Error::new(
+                    Code::Unsupported,
+                    format!(
+                        "transform {plugin}.{function} cannot be attached to table {table}: \
+                         writes do not run transforms in this version"
+                    ),
+                ));
             }
             Manage::Detach(table, plugin, function) => {
                 PluginDdl::Detach { table: full(&table), plugin, function }
