@@ -224,3 +224,34 @@ impl PluginHost {
         failure.error
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kymo_kernel::env::real;
+
+    use super::*;
+    use crate::identity::Digest;
+
+    #[test]
+    fn code_that_verifies_and_does_not_fit_is_compiled_again() {
+        let wasm = include_bytes!("../guests/c2f/c2f.wasm");
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Plugins { start_timeout_ms: 5000, ..Plugins::default() };
+        let compiler = Compiler::in_process(&settings);
+        let host = PluginHost::start(&settings, folder.path(), real::env(), compiler).unwrap();
+        let load = || host.load("c2f", wasm, &LoadOptions::default()).unwrap();
+        load();
+        let digest = Digest::of(wasm);
+        let good = host.cache.get(&digest).unwrap();
+        // Of the same compiler, without the checks that let calls be interrupted.
+        let mut config = wasmtime::Config::new();
+        config.epoch_interruption(false);
+        let other = wasmtime::Engine::new(&config).unwrap();
+        let foreign = other.precompile_component(wasm).unwrap();
+        for bad in [foreign, good[..good.len() / 2].to_vec(), vec![7; 4096], Vec::new()] {
+            host.cache.put(&digest, &bad).unwrap();
+            assert!(load().compile_time().is_some(), "compiled again");
+            assert_eq!(load().compile_time(), None, "and cached again");
+        }
+    }
+}

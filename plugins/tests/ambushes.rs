@@ -66,8 +66,7 @@ fn lab_with(export: &str, body: &str) -> Vec<u8> {
 /// The laboratory whose allocator runs a body for anything large.
 fn lab_with_allocator(body: &str) -> Vec<u8> {
     let locals = "(local $at i32) (local $end i32)";
-    let hook =
-        format!("{locals} (if (i32.ge_u (local.get $size) (i32.const 4096)) (then {body}))");
+    let hook = format!("{locals} (if (i32.ge_u (local.get $size) (i32.const 4096)) (then {body}))");
     let changed = text(1.8).replacen(locals, &hook, 1);
     assert!(changed.contains(&hook));
     component("plugin", &changed)
@@ -243,7 +242,8 @@ fn refused_description(body: &str) -> Error {
 fn descriptions_of_absurd_size_are_cut_off() {
     // The record of the description begins at 1024: name, version, text, functions.
     let room = "(drop (memory.grow (i32.const 400)))";
-    let count = |functions: u32| format!("{room}(i32.store (i32.const 1052) (i32.const {functions}))");
+    let count =
+        |functions: u32| format!("{room}(i32.store (i32.const 1052) (i32.const {functions}))");
     for functions in [100_000, i32::MAX as u32] {
         let error = refused_description(&count(functions));
         assert!([Code::PluginFailed, Code::InvalidInput].contains(&error.code()), "{error}");

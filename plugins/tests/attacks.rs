@@ -1,9 +1,10 @@
 //! Plugins that mean harm. Each attack has to end in the right error and in bounded time, the
 //! next call on the same plugin has to work, and the memory has to be back in its account.
-#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test reads its files")]
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -69,6 +70,18 @@ fn works(query: &kymo_plugins::QueryPlugins, version: &Arc<PluginVersion>) {
 
 fn faults(version: &PluginVersion, kind: Fault) -> u64 {
     version.stats().counts().faults[kind as usize]
+}
+
+/// The whole server is attacked with the component too, by a package that cannot pack it.
+/// `KYMO_WRITE_FIXTURES` writes it anew.
+#[test]
+fn the_component_that_others_test_with_is_this_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lab.wasm");
+    let component = lab();
+    if std::env::var_os("KYMO_WRITE_FIXTURES").is_some() {
+        std::fs::write(&path, &component).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == component, "{} is of another text", path.display());
 }
 
 #[test]

@@ -64,7 +64,6 @@ fn tampered_code_is_compiled_again_and_never_run() {
         let at = good.len() / 2 + at;
         flipped[at] ^= 0x55;
     }
-    // Code that verifies and that the engine cannot use: the key has signed garbage.
     for bad in [flipped, good[..good.len() - 100].to_vec(), Vec::new(), vec![0; 4096]] {
         std::fs::write(&path, bad).unwrap();
         let version = bench.host.load("lab", &lab(), &LoadOptions::default()).unwrap();
