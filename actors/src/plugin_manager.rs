@@ -146,11 +146,9 @@ impl Context {
                 only: Some(plugin.digest),
                 at_ns: self.0.env.clock.now_ns(),
             },
-            Event::RolledBack { plugin, to, .. } => PluginDdl::Activate {
-                name: plugin.name,
-                version: to.digest.to_string(),
-                force: true,
-            },
+            Event::RolledBack { plugin, to, .. } => {
+                PluginDdl::FallBack { name: plugin.name, from: plugin.digest, to: to.digest }
+            }
             Event::CanaryWithdrawn { plugin, .. } => {
                 PluginDdl::DropCanary { name: plugin.name, only: Some(plugin.digest) }
             }

@@ -98,6 +98,15 @@ pub enum PluginDdl {
         /// Whether to go on where functions and transforms would lose what they use.
         force: bool,
     },
+    /// Leaves a version that failed for the one before it. No rollback leads back.
+    FallBack {
+        /// The plugin.
+        name: String,
+        /// The version that failed: only if it is still the active one.
+        from: Digest,
+        /// Where calls go again.
+        to: Digest,
+    },
     /// Lets calls fail with a reason.
     Suspend {
         /// The plugin.
@@ -189,6 +198,7 @@ impl PluginDdl {
             PluginDdl::AddVersion { name, .. }
             | PluginDdl::Activate { name, .. }
             | PluginDdl::Rollback { name, .. }
+            | PluginDdl::FallBack { name, .. }
             | PluginDdl::Suspend { name, .. }
             | PluginDdl::Resume { name }
             | PluginDdl::Set { name, .. }

@@ -42,6 +42,13 @@ pub(super) fn plan(snapshot: &Snapshot, change: &PluginDdl, limits: Limits) -> R
             };
             activate(snapshot, plugin, before, *force)
         })?,
+        PluginDdl::FallBack { name, from, to } => edit(snapshot, name, |plugin| {
+            if plugin.active == Some(*from) {
+                activate(snapshot, plugin, *to, true)?;
+                plugin.previous = None;
+            }
+            Ok(())
+        })?,
         PluginDdl::Suspend { name, reason, only, at_ns } => edit(snapshot, name, |plugin| {
             if only.is_none_or(|only| plugin.active == Some(only)) {
                 plugin.suspended = Some(Suspension { reason: reason.clone(), since_ns: *at_ns });
@@ -552,8 +559,16 @@ mod tests {
         assert_eq!(plugin.active, Some(Digest::of(&[3])));
         assert_eq!(plugin.previous, Some(Digest::of(&[2])));
         let back = named(|name| PluginDdl::Rollback { name, force: false });
+        let third = snapshot.clone();
         let snapshot = apply(&snapshot, &back).unwrap();
         assert_eq!(snapshot.plugins["p"].active, Some(Digest::of(&[2])));
+        // What was left for its faults is no way back, and is left once.
+        let (from, to) = (Digest::of(&[3]), Digest::of(&[2]));
+        let fall = PluginDdl::FallBack { name: "p".to_owned(), from, to };
+        let fallen = apply(&third, &fall).unwrap();
+        assert_eq!((fallen.plugins["p"].active, fallen.plugins["p"].previous), (Some(to), None));
+        assert_eq!(refused(&fallen, &back), Code::PluginNotFound);
+        assert_eq!(apply(&snapshot, &fall).unwrap().plugins["p"].active, Some(to));
         // A fourth version takes the place of the oldest that nothing needs.
         let snapshot = apply(&snapshot, &add(4, &[("g", "Float64")])).unwrap();
         let kept: Vec<&str> =
