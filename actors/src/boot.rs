@@ -29,6 +29,7 @@ use plugins::Plugins;
 
 use crate::engine::Engine;
 use crate::feed::Hub;
+use crate::plugin_manager;
 use crate::session::Session;
 
 mod answers;
@@ -68,8 +69,9 @@ impl System {
         let (fatal, _) = watch::channel(None);
         let store = open_store(&settings, &env, &pools, &fatal)?;
         let supervisor = start_supervisor(&pools, &env, &fatal);
-        let engine = Engine::start(&settings, &env, &pools, &supervisor, store)?;
-        let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine)?;
+        let host = plugin_manager::start_host(&settings, &env, &pools)?;
+        let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
+        let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host);
         let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine, &plugins)?;
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));

@@ -15,6 +15,7 @@ use kymo_kernel::pools::{Group, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
 use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use kymo_plugins::PluginHost;
 use parking_lot::Mutex;
 
 use crate::catalog::{self, Catalog};
@@ -23,6 +24,7 @@ use crate::compactor::Compactor;
 use crate::feed::{FeedActor, Hub, Publisher};
 use crate::flusher::Flusher;
 use crate::ingest::Ingest;
+use crate::ingest::transform::Transforms;
 use crate::keeper::Keeper;
 use crate::memory::Memory;
 use crate::writer::{self, Writers};
@@ -48,6 +50,7 @@ struct Inner {
     node: Arc<SingleNode>,
     write: Port<Write>,
     ddl: Port<Ddl>,
+    transforms: Transforms,
     running: Mutex<Option<Actors>>,
     background: Mutex<Option<(Running<Compactor>, Running<Keeper>)>>,
 }
@@ -57,7 +60,8 @@ type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>);
 
 impl Engine {
     /// Starts everything over an opened store, in order: catalog, feed, writers of tables
-    /// that have rows in memory, ingest, compactor.
+    /// that have rows in memory, ingest, compactor. Transforms run in `plugins`; without it
+    /// they follow their policies.
     ///
     /// # Errors
     /// `invalid_settings` for settings that one process cannot serve.
@@ -67,6 +71,7 @@ impl Engine {
         pools: &Pools,
         supervisor: &Supervisor,
         store: Arc<Store>,
+        plugins: Option<Arc<PluginHost>>,
     ) -> Result<Engine> {
         let node = Arc::new(SingleNode::new(settings, store.epoch())?);
         let hub = Arc::new(Hub::default());
@@ -89,7 +94,10 @@ impl Engine {
         }
         let catalog = start_catalog(supervisor, settings, &store, &writers);
         let ddl = catalog.port(Budget { count: DDL_COUNT, wait: DDL_WAIT, ..Budget::count(1) });
-        let ingest = start_ingest(supervisor, &store, &ddl, &writers, node.clone());
+        let clock = env.clock.clone();
+        let transforms = Transforms::new(&settings.plugins, plugins, pools.clone(), clock);
+        let context = (store.clone(), ddl.clone(), writers.clone(), node.clone());
+        let ingest = start_ingest(supervisor, context, transforms.clone());
         let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
         let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
         let keeper = start_keeper(supervisor, settings, &store, &writers);
@@ -101,6 +109,7 @@ impl Engine {
             node,
             write,
             ddl,
+            transforms,
             running: Mutex::new(Some((feed, catalog, ingest))),
             background: Mutex::new(Some((compactor, keeper))),
         })))
@@ -142,6 +151,12 @@ impl Engine {
         &self.0.memory
     }
 
+    /// The transforms that rows pass.
+    #[must_use]
+    pub fn transforms(&self) -> &Transforms {
+        &self.0.transforms
+    }
+
     /// Who is in the cluster.
     #[must_use]
     pub fn membership(&self) -> Arc<dyn Membership> {
@@ -172,6 +187,7 @@ impl Engine {
         self.stop_background();
         self.0.hub.close();
         drop(self.0.running.lock().take());
+        self.0.transforms.stop();
         self.0.writers.stop();
     }
 }
@@ -205,6 +221,7 @@ fn start_catalog(
         max_columns: settings.ingest.max_columns,
         max_plugins: settings.plugins.max_plugins,
         max_versions: settings.plugins.max_versions,
+        max_transforms: settings.plugins.max_transforms,
     };
     let (store, writers) = (store.clone(), writers.clone());
     let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);
@@ -213,16 +230,14 @@ fn start_catalog(
 
 fn start_ingest(
     supervisor: &Supervisor,
-    store: &Arc<Store>,
-    ddl: &Port<Ddl>,
-    writers: &Writers,
-    router: Arc<dyn Router>,
+    context: (Arc<Store>, Port<Ddl>, Writers, Arc<SingleNode>),
+    transforms: Transforms,
 ) -> Running<Ingest> {
-    let (store, ddl, writers) = (store.clone(), ddl.clone(), writers.clone());
     let pools = supervisor.pools().clone();
     let spec = Spec::new("ingest", "ingest").on(Group::Ingest).restart(Restart::STATELESS);
     supervisor.start(spec, move || {
-        Ingest::new(store.clone(), ddl.clone(), writers.clone(), router.clone(), pools.clone())
+        let (store, ddl, writers, router) = context.clone();
+        Ingest::new(store, ddl, writers, router, pools.clone(), transforms.clone())
     })
 }
 

@@ -1,5 +1,8 @@
-//! Takes writes: checks rows against the definitions, has the catalog add what is missing,
-//! and hands each table's rows to its writer.
+//! Takes writes: has the tables' transforms change them, checks rows against the definitions,
+//! has the catalog add what is missing, and hands each table's rows to its writer.
+//!
+//! Rows that a transform refuses go to `system.rejected_writes` of their database, in one group
+//! of the journal with the rows that stay: after a crash both are there or neither.
 //!
 //! The actor keeps nothing but a cache, so it can be restarted at any time; callers whose
 //! write was under way are told to try again. Rows of a type that conflicts are left out and
@@ -9,14 +12,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use futures::future::join_all;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::ids::{Position, TableId};
-use kymo_kernel::message::{Acked, Append, Ddl, Durability, RejectedRow, Write};
+use kymo_kernel::message::{Acked, Append, Beside, Ddl, Durability, RejectedRow, Write};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::port::Port;
-use kymo_kernel::schema::{TableBatch, TableDef, TableOptions, TableSchema};
+use kymo_kernel::schema::{SYSTEM_SCHEMA, TableBatch, TableDef, TableOptions, TableSchema};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::log::Record;
 use kymo_kernel::{Code, Error, Result};
@@ -28,8 +33,11 @@ use crate::cluster::Router;
 use crate::writer::Writers;
 
 pub mod check;
+pub mod rejected;
+pub mod transform;
 
 use check::{Checked, Known, check, schema_of};
+use transform::{Passed, Transforms};
 
 /// How often a write is checked again because definitions changed under it. Each round adds
 /// to what is known of the table, so that two are the rule and this many never happen.
@@ -37,6 +45,9 @@ const MAX_ROUNDS: usize = 8;
 
 /// How many definitions are kept prepared.
 const MAX_KNOWN: usize = 4096;
+
+/// How often instances of transforms that nothing asks for any more are let go.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 
 /// Rows below this size are encoded within the turn, larger ones by the foreground pool.
 const ENCODE_HERE: usize = 32 << 10;
@@ -51,6 +62,7 @@ struct Shared {
     writers: Writers,
     router: Arc<dyn Router>,
     pools: Pools,
+    transforms: Transforms,
     known: Mutex<HashMap<TableId, Arc<Known>>>,
 }
 
@@ -63,15 +75,23 @@ impl Ingest {
         writers: Writers,
         router: Arc<dyn Router>,
         pools: Pools,
+        transforms: Transforms,
     ) -> Self {
         let known = Mutex::new(HashMap::new());
-        Ingest(Arc::new(Shared { store, catalog, writers, router, pools, known }))
+        Ingest(Arc::new(Shared { store, catalog, writers, router, pools, transforms, known }))
     }
 }
 
 impl Actor for Ingest {
+    fn started(&mut self, cx: &mut Cx<Self>) {
+        cx.every(TIDY_EVERY, |ingest, _| ingest.0.transforms.tidy(&ingest.0.store.catalog()));
+    }
+
     fn observe(&self) -> serde_json::Value {
-        json!({ "definitions_cached": self.0.known.lock().len() })
+        json!({
+            "definitions_cached": self.0.known.lock().len(),
+            "idle_transforms": self.0.transforms.idle(),
+        })
     }
 }
 
@@ -93,25 +113,29 @@ enum Round {
 }
 
 impl Shared {
-    async fn write(&self, write: Write) -> Result<Acked> {
+    async fn write(&self, mut write: Write) -> Result<Acked> {
         if self.router.ranges().len() != 1 {
             return Err(Error::new(Code::Unsupported, "route rows to several partitions"));
         }
+        refuse_system(&write)?;
+        let incoming = self.transform(std::mem::take(&mut write.batches)).await?;
         if !write.partial {
             // Nothing may be created for a request that is going to be refused.
-            for rows in &write.batches {
-                refuse_conflicts(&self.look(rows)?.1)?;
+            for passed in &incoming {
+                refuse_conflicts(&self.look(&passed.rows)?.1)?;
             }
         }
-        let tables = write.batches.iter().filter(|rows| rows.batch.num_rows() > 0);
-        let outcomes = match write.batches.as_slice() {
-            [only] if only.batch.num_rows() > 0 => vec![self.write_table(only, &write).await],
-            _ => join_all(tables.map(|rows| self.write_table(rows, &write))).await,
+        let tables =
+            incoming.iter().filter(|each| each.rows.batch.num_rows() > 0 || each.refused.is_some());
+        let outcomes = match incoming.as_slice() {
+            [only] if only.rows.batch.num_rows() > 0 => vec![self.write_table(only, &write).await],
+            _ => join_all(tables.map(|passed| self.write_table(passed, &write))).await,
         };
         let mut total = Acked::default();
         for outcome in outcomes {
             let acked = outcome?;
             total.rows += acked.rows;
+            total.refused += acked.refused;
             total.position = total.position.max(acked.position);
             total.rejected.extend(acked.rejected);
         }
@@ -119,25 +143,52 @@ impl Shared {
         Ok(total)
     }
 
-    /// Writes the rows of one table, as often as definitions change under it.
-    async fn write_table(&self, rows: &TableBatch, write: &Write) -> Result<Acked> {
-        for _ in 0..MAX_ROUNDS {
-            let (known, checked) = match self.fit(rows, write).await? {
-                Round::Fits(known, checked) => (known, checked),
-                Round::Nothing(rejected) => {
-                    return Ok(Acked { rejected, ..Acked::default() });
+    /// The rows after the transforms of their tables, those of several tables at the same time.
+    async fn transform(&self, batches: Vec<TableBatch>) -> Result<Vec<Passed>> {
+        let known = self.store.catalog();
+        let as_they_are = |rows| Passed { rows, refused: None };
+        if known.transforms.is_empty() {
+            return Ok(batches.into_iter().map(as_they_are).collect());
+        }
+        let passing = batches.into_iter().map(|rows| {
+            let known = known.clone();
+            async move {
+                let table = known.table(&rows.table).filter(|_| rows.batch.num_rows() > 0);
+                let chain = table.and_then(|table| known.transforms.get(&table.def.id));
+                match (table, chain) {
+                    (Some(table), Some(chain)) => {
+                        let (def, chain) = (table.def.clone(), chain.clone());
+                        self.transforms.run(def, rows, chain, known.clone()).await
+                    }
+                    _ => Ok(as_they_are(rows)),
                 }
+            }
+        });
+        join_all(passing).await.into_iter().collect()
+    }
+
+    /// Writes the rows of one table, as often as definitions change under it.
+    async fn write_table(&self, passed: &Passed, write: &Write) -> Result<Acked> {
+        let Passed { rows, refused } = passed;
+        let refused = refused.as_ref();
+        let refused_rows = refused.map_or(0, |refused| refused.batch.num_rows() as u64);
+        for _ in 0..MAX_ROUNDS {
+            let round = match rows.batch.num_rows() {
+                0 => Round::Nothing(Vec::new()),
+                _ => self.fit(rows, write).await?,
+            };
+            let (kept, rejected) = match round {
+                Round::Fits(known, checked) => {
+                    let kept = (checked.batch.num_rows() > 0).then_some((known, checked.batch));
+                    (kept, checked.rejected)
+                }
+                Round::Nothing(rejected) => (None, rejected),
                 Round::Again => continue,
             };
-            let kept = checked.batch.num_rows() as u64;
-            let mut acked = Acked { rows: kept, position: None, rejected: checked.rejected };
-            if kept == 0 {
-                return Ok(acked);
-            }
-            match self.append(&known.def, checked.batch, write.durability).await {
+            let rows = kept.as_ref().map_or(0, |(_, batch)| batch.num_rows() as u64);
+            match self.keep(kept, refused, write.durability).await {
                 Ok(position) => {
-                    acked.position = Some(position);
-                    return Ok(acked);
+                    return Ok(Acked { rows, position, rejected, refused: refused_rows });
                 }
                 // Dropped since the check: it is made again, where that is allowed.
                 Err(error) if error.code() == Code::TableNotFound && write.create => {}
@@ -226,21 +277,90 @@ impl Shared {
         Error::new(Code::TableNotFound, format!("table {} does not exist", rows.table))
     }
 
+    /// Makes rows of a table and those that its transforms refused durable, all or none.
+    async fn keep(
+        &self,
+        kept: Option<(Arc<Known>, RecordBatch)>,
+        refused: Option<&TableBatch>,
+        durability: Option<Durability>,
+    ) -> Result<Option<Position>> {
+        let refused = match refused {
+            Some(rows) => Some(self.for_refused(rows).await?),
+            None => None,
+        };
+        let ((known, batch), (other, second)) = match (kept, refused) {
+            (None, None) => return Ok(None),
+            (Some((known, batch)), None) | (None, Some((known, batch))) => {
+                return self.append(&known.def, batch, durability, None).await.map(Some);
+            }
+            (Some(kept), Some(refused)) => (kept, refused),
+        };
+        let record = self.encode(&other.def, &second).await?;
+        let (deliver, shown) = self.writers.deliver(&other.def)?;
+        let beside = Beside { batch: second, record, deliver };
+        let position = self.append(&known.def, batch, durability, Some(beside)).await?;
+        // What is acknowledged shows. Without word the table was dropped, and its rows with it.
+        let _ = shown.await;
+        Ok(Some(position))
+    }
+
+    /// The table of refused rows of a database, made where there is none, and rows that fit it.
+    async fn for_refused(&self, rows: &TableBatch) -> Result<(Arc<Known>, RecordBatch)> {
+        if self.store.catalog().table(&rows.table).is_none() {
+            let ddl = Ddl::CreateTable {
+                name: rows.table.clone(),
+                schema: rejected::schema(),
+                options: rejected::options(),
+                if_not_exists: true,
+                create_database: false,
+            };
+            self.catalog.call(ddl).await?;
+        }
+        match self.look(rows)? {
+            (Some(known), checked) if checked.batch.num_rows() == rows.batch.num_rows() => {
+                Ok((known, checked.batch))
+            }
+            (Some(known), _) => {
+                Err(Error::internal(format!("table {} takes no refused rows", known.def.name)))
+            }
+            (None, _) => {
+                let text = format!("table {} was dropped", rows.table);
+                Err(Error::new(Code::TableNotFound, text))
+            }
+        }
+    }
+
     async fn append(
         &self,
         def: &Arc<TableDef>,
-        batch: arrow::array::RecordBatch,
+        batch: RecordBatch,
         durability: Option<Durability>,
+        beside: Option<Beside>,
     ) -> Result<Position> {
+        let record = self.encode(def, &batch).await?;
+        self.writers.port(def)?.call(Append { batch, record, durability, beside }).await
+    }
+
+    async fn encode(&self, def: &TableDef, batch: &RecordBatch) -> Result<Record> {
         let (id, version) = (def.id, def.schema.version);
-        let record = if batch.get_array_memory_size() < ENCODE_HERE {
-            Record::encode(id, version, &batch)?
-        } else {
-            let batch = batch.clone();
-            let encode = move || Record::encode(id, version, &batch);
-            self.pools.foreground("encode", encode).await??
-        };
-        self.writers.port(def)?.call(Append { batch, record, durability }).await
+        if batch.get_array_memory_size() < ENCODE_HERE {
+            return Record::encode(id, version, batch);
+        }
+        let batch = batch.clone();
+        let encode = move || Record::encode(id, version, &batch);
+        self.pools.foreground("encode", encode).await?
+    }
+}
+
+/// Nobody else fills Kymo's own tables.
+fn refuse_system(write: &Write) -> Result<()> {
+    match write.batches.iter().find(|rows| rows.table.schema == SYSTEM_SCHEMA) {
+        None => Ok(()),
+        Some(rows) => Err(Error::new(
+            Code::InvalidInput,
+            format!("table {} takes no rows: it is one of Kymo's own", rows.table),
+        )
+        .with_hint("write to another schema")),
     }
 }
 

@@ -1,23 +1,31 @@
-//! Keeps house at intervals: deletes files that nothing names any more, and flushes tables
-//! whose few rows in memory keep the log from shrinking.
+//! Keeps house at intervals: deletes files that nothing names any more, flushes tables whose
+//! few rows in memory keep the log from shrinking, and keeps `system.rejected_writes` of every
+//! database within its bound.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_config::Settings;
-use kymo_kernel::Result;
 use kymo_kernel::actor::{Actor, Cx};
+use kymo_kernel::ids::SegmentId;
 use kymo_kernel::observe;
+use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::meta::{Op, SegmentMeta};
+use kymo_kernel::storage::version::Version;
+use kymo_kernel::{Code, Result};
 use serde_json::json;
 use tracing::{debug, warn};
 
-use crate::writer::Writers;
+use crate::ingest::rejected;
+use crate::writer::{Replaced, Writers};
 
 /// How often the log's size is looked at.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// Complete log files that may stay before tables are flushed for their sake.
 const LOG_FILES: u64 = 8;
+/// How often the size of refused rows is looked at.
+const REJECTED_EVERY: Duration = Duration::from_secs(10);
 
 /// The actor.
 pub struct Keeper {
@@ -25,7 +33,9 @@ pub struct Keeper {
     writers: Writers,
     grace: Duration,
     log_bytes: u64,
+    rejected_bytes: u64,
     collecting: bool,
+    forgetting: bool,
     deleted: u64,
 }
 
@@ -38,7 +48,9 @@ impl Keeper {
             writers,
             grace: Duration::from_millis(settings.compaction.grace_ms),
             log_bytes: settings.journal.file_bytes.saturating_mul(LOG_FILES),
+            rejected_bytes: settings.ingest.rejected_bytes,
             collecting: false,
+            forgetting: false,
             deleted: 0,
         }
     }
@@ -67,6 +79,24 @@ impl Keeper {
         }
     }
 
+    /// Lets the oldest refused rows go where there are too many.
+    fn forget_rejected(&mut self, cx: &mut Cx<Self>) {
+        if self.rejected_bytes == 0 || std::mem::replace(&mut self.forgetting, true) {
+            return;
+        }
+        let job = forget_rejected(self.store.clone(), self.writers.clone(), self.rejected_bytes);
+        cx.then(job, |keeper, outcome, _| {
+            keeper.forgetting = false;
+            match outcome {
+                Ok(0) => {}
+                Ok(rows) => warn!(rows, "oldest refused rows removed: ingest.rejected_bytes"),
+                // A merge took one of the segments: the next look finds what came of it.
+                Err(error) if error.code() == Code::Conflict => {}
+                Err(error) => warn!(%error, "old refused rows could not be removed"),
+            }
+        });
+    }
+
     fn shrink_log(&self) {
         for table in self.store.log_pins(self.log_bytes) {
             self.writers.ask_to_freeze(table);
@@ -79,9 +109,57 @@ impl Actor for Keeper {
         let period = (self.grace / 2).max(Duration::from_secs(1));
         cx.every(period, |keeper, cx| keeper.collect(cx));
         cx.every(LOG_EVERY, |keeper, _| keeper.shrink_log());
+        cx.every(REJECTED_EVERY, |keeper, cx| keeper.forget_rejected(cx));
     }
 
     fn observe(&self) -> serde_json::Value {
         json!({ "collecting": self.collecting, "deleted_files": self.deleted })
     }
+}
+
+/// Removes the oldest segments of refused rows beyond the bound, table by table; returns how
+/// many rows went.
+async fn forget_rejected(store: Arc<Store>, writers: Writers, most: u64) -> Result<u64> {
+    let catalog = store.catalog();
+    let tables = catalog.names.iter().filter(|(name, _)| rejected::is(name));
+    let mut rows = 0;
+    for (_, id) in tables {
+        let (Some(cell), Some(table)) = (store.table(*id), catalog.table_by_id(*id)) else {
+            continue;
+        };
+        let surplus = surplus(&cell.load(), most);
+        if !surplus.is_empty() {
+            rows += surplus.iter().map(|segment| segment.rows).sum::<u64>();
+            forget(&store, &writers, &table.def, &surplus).await?;
+        }
+    }
+    observe::metrics().ingest.forgotten_rows.inc_by(rows);
+    Ok(rows)
+}
+
+/// The oldest segments without which a table is within a bound.
+fn surplus(version: &Version, most: u64) -> Vec<Arc<SegmentMeta>> {
+    let mut bytes: u64 = version.segments.iter().map(|segment| segment.meta().bytes).sum();
+    let mut surplus = Vec::new();
+    for segment in version.segments.iter() {
+        if bytes <= most {
+            break;
+        }
+        bytes -= segment.meta().bytes;
+        surplus.push(segment.meta().clone());
+    }
+    surplus
+}
+
+/// Removes segments with their rows, all or, where a merge took one of them, none.
+async fn forget(
+    store: &Store,
+    writers: &Writers,
+    def: &TableDef,
+    segments: &[Arc<SegmentMeta>],
+) -> Result<()> {
+    let inputs: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
+    let op = Op::Replace { table: def.id, inputs: inputs.clone(), outputs: Vec::new() };
+    store.commit_async(vec![op]).await?;
+    writers.ports(def)?.replaced.call(Replaced { inputs, outputs: Vec::new() }).await
 }

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 pub use kymo_plugins::compile::{SUBCOMMAND as COMPILE_COMMAND, child as compile_child};
 
 mod install;
-mod publish;
+pub(crate) mod publish;
 mod source;
 
 /// The folder below the data folder where compiled code is cached: no part of the data.

@@ -60,6 +60,7 @@ use kymo_plugins::PluginHost;
 
 pub use system::{
     ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SupervisionRow,
+    TransformRow,
 };
 
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};

@@ -5,6 +5,10 @@
 //! acknowledged and told to the feed: an acknowledged row is on disk and in every version
 //! that a reader takes from then on. What to do when is decided by [`core::Core`]; this file
 //! does it.
+//!
+//! An append may bring rows of a second table along ([`Beside`]): both go to the journal as one
+//! group. The journal then hands them to the other table's writer itself, before it answers
+//! here and in the order of the log, so that writer, too, applies its rows in that order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,8 +17,8 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use kymo_kernel::actor::{Actor, Cx, Handle, Pending, Reply};
 use kymo_kernel::env::Clock;
-use kymo_kernel::ids::{Position, SegmentId};
-use kymo_kernel::message::{Append, Committed, Durability, Message};
+use kymo_kernel::ids::{Position, SegmentId, Seq};
+use kymo_kernel::message::{Append, Beside, Committed, Durability, Message};
 use kymo_kernel::observe::{self, Trace};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
@@ -95,6 +99,7 @@ struct Waiting {
     batch: RecordBatch,
     /// Taken when it is handed to the journal.
     record: Option<Record>,
+    beside: Option<Beside>,
     durability: Durability,
     reply: Reply<Append>,
     trace: Trace,
@@ -187,10 +192,21 @@ impl Writer {
 
     fn submit(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
         let append = self.queue.get_mut(self.with_journal)?;
-        let (ticket, durability) = (append.ticket, append.durability);
-        let group = RecordGroup::of(append.record.take()?);
+        let ticket = append.ticket;
+        let record = append.record.take()?;
+        let (group, other, durability) = match append.beside.take() {
+            None => (RecordGroup::of(record), None, append.durability),
+            // Always synced before anybody sees it: else a flush of one table could make its
+            // half durable while a power cut takes the other one.
+            Some(Beside { batch, record: first, deliver }) => {
+                (RecordGroup::of_two(first, record), Some((batch, deliver)), Durability::EveryWrite)
+            }
+        };
         let poster = cx.poster();
-        let done = move |outcome| {
+        let done = move |outcome: Result<Position>| {
+            if let (Ok(position), Some((batch, deliver))) = (&outcome, other) {
+                deliver(before(*position), batch);
+            }
             poster.post(move |writer: &mut Writer, cx| writer.answered(ticket, outcome, cx));
         };
         self.with_journal += 1;
@@ -227,23 +243,48 @@ impl Writer {
     fn commit(&mut self, position: Position) -> Option<Event> {
         self.with_journal = self.with_journal.saturating_sub(1);
         let Waiting { batch, reply, trace, .. } = self.queue.pop_front()?;
-        let applied = trace.run("writer.apply", || self.state.apply(position, batch.clone()));
-        if let Err(error) = applied {
-            // The journal has rows that the table cannot take: a defect, as they were checked.
-            error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
+        if let Err(error) = trace.run("writer.apply", || self.show(position, &batch)) {
             reply.fail(error);
             return None;
+        }
+        reply.ok(position);
+        Some(self.tell(position, batch))
+    }
+
+    /// Shows rows that came with an append to another table and are durable with it.
+    fn attend(&mut self, position: Position, batch: RecordBatch, cx: &mut Cx<Self>) {
+        // A dropped table has no rows any more; after a failure of the store nothing is shown.
+        if !self.core.is_open() {
+            return;
+        }
+        self.catch_up();
+        if self.show(position, &batch).is_ok() {
+            let event = self.tell(position, batch);
+            self.on(event, cx);
+        }
+        self.schedule(cx);
+    }
+
+    fn show(&mut self, position: Position, batch: &RecordBatch) -> Result<()> {
+        if let Err(error) = self.state.apply(position, batch.clone()) {
+            // The journal has rows that the table cannot take: a defect, as they were checked.
+            error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
+            return Err(error);
         }
         self.rows += batch.num_rows() as u64;
         observe::metrics().store.rows.inc_by(batch.num_rows() as u64);
         self.measure();
-        reply.ok(position);
+        Ok(())
+    }
+
+    /// Tells the feed of rows that are shown.
+    fn tell(&self, position: Position, batch: RecordBatch) -> Event {
         let table = self.state.table();
         self.context.feed.publish(|| Committed { table: table.clone(), position, batch });
-        Some(Event::Applied {
+        Event::Applied {
             hot_bytes: self.state.hot_bytes() as u64,
             now: self.context.clock.monotonic(),
-        })
+        }
     }
 
     fn freeze(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
@@ -322,7 +363,15 @@ impl Writer {
         }));
     }
 
-    /// Rows may have columns that the catalog added a moment ago.
+    /// Takes the newest definition of the table: rows may have columns that the catalog added a
+    /// moment ago.
+    fn catch_up(&mut self) {
+        let snapshot = self.context.store.catalog();
+        if let Some(table) = snapshot.table_by_id(self.state.table().id) {
+            self.follow_definition(&table.def);
+        }
+    }
+
     fn follow_definition(&mut self, def: &Arc<TableDef>) {
         if def.schema.version > self.state.table().schema.version {
             self.state.alter(def.clone());
@@ -338,6 +387,11 @@ impl Writer {
             on_stop();
         }
     }
+}
+
+/// The position of the record before, in a group of two.
+fn before(position: Position) -> Position {
+    Position { seq: Seq(position.seq.0.saturating_sub(1)), ..position }
 }
 
 impl Actor for Writer {
@@ -363,16 +417,13 @@ impl Actor for Writer {
 
 impl Handle<Append> for Writer {
     fn handle(&mut self, message: Append, reply: Reply<Append>, cx: &mut Cx<Self>) {
-        let snapshot = self.context.store.catalog();
-        if let Some(table) = snapshot.table_by_id(self.state.table().id) {
-            self.follow_definition(&table.def);
-        }
+        self.catch_up();
         let durability = message.durability.unwrap_or(self.context.durability);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let Append { batch, record, .. } = message;
+        let Append { batch, record, beside, .. } = message;
         let (record, trace) = (Some(record), Trace::here());
-        self.queue.push_back(Waiting { ticket, batch, record, durability, reply, trace });
+        self.queue.push_back(Waiting { ticket, batch, record, beside, durability, reply, trace });
         self.on(Event::Arrived { memory_full: self.meter.full() }, cx);
     }
 }

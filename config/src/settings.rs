@@ -164,6 +164,9 @@ section! {
         max_parsing: usize = 0,
         /// Time for a request's body to arrive.
         body_timeout_ms: u64 = 30_000,
+        /// Size of the segments of each database's `system.rejected_writes`, beyond which its
+        /// oldest rows go; 0 keeps them all.
+        rejected_bytes: u64 = 256 * MIB,
     }
 }
 
@@ -347,6 +350,13 @@ section! {
         /// What a suspended version is followed by: `suspend` (nothing) or `rollback` (the version
         /// before it).
         on_fault: String = "suspend".to_owned(),
+        /// Ingest transforms that one table may have.
+        max_transforms: usize = 8,
+        /// Batches that are in transforms at a time; 0 means one core less than there are.
+        transform_workers: usize = 0,
+        /// Instances of ingest transforms that are kept for the next batch, over all tables; at
+        /// most half of `max_instances`.
+        idle_transforms: usize = 64,
         /// Calls after which the instance of an ingest transform is replaced.
         recycle_calls: u64 = 10_000,
         /// Age at which the instance of an ingest transform is replaced.

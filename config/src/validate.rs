@@ -207,6 +207,7 @@ impl Rules<'_> {
             ("plugins.max_faults", p.max_faults as u64),
             ("plugins.fault_window_ms", p.fault_window_ms),
             ("plugins.max_transform_faults", p.max_transform_faults as u64),
+            ("plugins.max_transforms", p.max_transforms as u64),
             ("plugins.recycle_calls", p.recycle_calls),
             ("plugins.recycle_ms", p.recycle_ms),
         ];

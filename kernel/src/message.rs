@@ -105,6 +105,8 @@ pub struct Acked {
     pub position: Option<Position>,
     /// Rows that were left out.
     pub rejected: Vec<RejectedRow>,
+    /// How many rows the table's transforms refused; `system.rejected_writes` has them.
+    pub refused: u64,
 }
 
 /// A row that could not be taken.
@@ -125,13 +127,41 @@ pub struct Append {
     pub record: Record,
     /// When to acknowledge; the server's setting where absent.
     pub durability: Option<Durability>,
+    /// Rows of another table that share the fate of these.
+    pub beside: Option<Beside>,
 }
 
 impl Message for Append {
     type Reply = Position;
 
     fn weight(&self) -> usize {
-        self.batch.get_array_memory_size() + self.record.payload.len()
+        let beside = self.beside.as_ref().map_or(0, |other| weight(&other.batch, &other.record));
+        weight(&self.batch, &self.record) + beside
+    }
+}
+
+fn weight(batch: &RecordBatch, record: &Record) -> usize {
+    batch.get_array_memory_size() + record.payload.len()
+}
+
+/// Rows of a second table that become durable in one group with an [`Append`], or not at all.
+/// Such a group is synced before it is acknowledged, whatever the append asks for.
+pub struct Beside {
+    /// The rows, as in an [`Append`].
+    pub batch: RecordBatch,
+    /// The same rows as the log keeps them.
+    pub record: Record,
+    /// Hands the durable rows to the writer of their table. It is called in the order of the
+    /// log, on the log's thread, so it must be quick.
+    pub deliver: Deliver,
+}
+
+/// Takes rows that are durable at a position to the writer of their table.
+pub type Deliver = Box<dyn FnOnce(Position, RecordBatch) + Send>;
+
+impl fmt::Debug for Beside {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Beside(table {}, {} rows)", self.record.table, self.batch.num_rows())
     }
 }
 

@@ -19,6 +19,8 @@ use crate::ids::{ColumnId, TableId};
 pub const DEFAULT_DATABASE: &str = "kymo";
 /// The schema that every database has.
 pub const DEFAULT_SCHEMA: &str = "public";
+/// The schema of Kymo's own tables in every database; nobody else makes or fills tables in it.
+pub const SYSTEM_SCHEMA: &str = "system";
 /// The name of the time column of tables that Kymo makes by itself.
 pub const TIME: &str = "time";
 /// Key of the Arrow field metadata that holds a column's [`ColumnKind`].

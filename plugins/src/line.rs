@@ -65,7 +65,7 @@ pub struct Transformed {
     pub columns: Vec<ArrayRef>,
     /// How many they are.
     pub rows: usize,
-    /// Rows of the input that are left out, and why.
+    /// Rows of the input that are left out, in order and each once, and why.
     pub rejected: Vec<(u32, String)>,
 }
 

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
+use arrow::array::{Array, ArrayRef};
+use arrow::compute::concat;
 use arrow::datatypes::Field;
 use kymo_kernel::{Code, Error, Result};
 use wasmtime::component::ResourceAny;
@@ -64,6 +65,12 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// The transform.
+    #[must_use]
+    pub fn function(&self) -> &PluginFunction {
+        &self.function
+    }
+
     /// The columns of the rows that it hands back.
     #[must_use]
     pub fn schema(&self) -> &[Field] {
@@ -76,7 +83,8 @@ impl Pipeline {
         self.replaced
     }
 
-    /// Transforms a batch. After an error the next call gets a fresh instance.
+    /// Transforms a batch, with no more rows and bytes a call than the plugin's limits have room
+    /// for. After an error the next call gets a fresh instance.
     ///
     /// # Errors
     /// As [`crate::QueryPlugins::scalar`]; [`Code::PluginFailed`] if a fresh instance answers with
@@ -86,9 +94,28 @@ impl Pipeline {
             let text = format!("{} columns of {rows} rows", columns.len());
             return Err(Error::internal(format!("{text} for {}", self.function.function().name)));
         }
+        let limits = self.function.version().limits();
+        let by_memory = bytes_of(columns).div_ceil((limits.memory_bytes / 4).max(1));
+        let calls = rows.div_ceil(limits.batch_rows).max(by_memory);
+        if calls <= 1 || rows <= 1 {
+            return self.call(columns, 0, rows);
+        }
+        let most = rows.div_ceil(calls.min(rows));
+        let mut parts = Vec::with_capacity(calls);
+        for first in (0..rows).step_by(most) {
+            let length = most.min(rows - first);
+            let slices: Vec<ArrayRef> =
+                columns.iter().map(|each| each.slice(first, length)).collect();
+            parts.push((first, self.call(&slices, first, length)?));
+        }
+        joined(parts)
+    }
+
+    /// One call; `first_row` is where these rows begin in the batch.
+    fn call(&mut self, columns: &[ArrayRef], first_row: usize, rows: usize) -> Result<Transformed> {
         let mut running = self.current()?;
         let name = format!("{}.apply", self.function.function().name);
-        let site = CallSite { name: &name, rows, bytes: bytes_of(columns), first_row: 0 };
+        let site = CallSite { name: &name, rows, bytes: bytes_of(columns), first_row };
         let (resource, schema) = (running.resource, &self.schema);
         let result = running.instance.call(site, |bound, store| {
             bound.pipeline_apply(store, resource, columns, rows, schema)
@@ -155,4 +182,24 @@ impl Pipeline {
             .call(CallSite::of(&place), |bound, store| bound.pipeline_schema(store, resource))?;
         Ok((resource, schema))
     }
+}
+
+/// The results of several calls as one; rows that were rejected count from the first call's.
+fn joined(parts: Vec<(usize, Transformed)>) -> Result<Transformed> {
+    let bad = |error| Error::internal(format!("join the batches of a transform: {error}"));
+    let width = parts.first().map_or(0, |(_, part)| part.columns.len());
+    let mut columns = Vec::with_capacity(width);
+    for at in 0..width {
+        let arrays: Vec<&dyn Array> =
+            parts.iter().map(|(_, part)| part.columns[at].as_ref()).collect();
+        columns.push(concat(&arrays).map_err(bad)?);
+    }
+    let rows = parts.iter().map(|(_, part)| part.rows).sum();
+    let mut rejected = Vec::new();
+    for (first, part) in parts {
+        let first = u32::try_from(first)
+            .map_err(|_| Error::internal("a batch of a transform has too many rows"))?;
+        rejected.extend(part.rejected.into_iter().map(|(row, why)| (first + row, why)));
+    }
+    Ok(Transformed { columns, rows, rejected })
 }

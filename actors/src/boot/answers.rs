@@ -1,6 +1,7 @@
 //! The read side, started: the query actor with what it may read, change and tell.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kymo_config::Settings;
@@ -18,9 +19,10 @@ use parking_lot::Mutex;
 
 use super::plugins::Plugins;
 use crate::engine::Engine;
+use crate::ingest::transform::{Attached, Counts, Transforms};
 use crate::query::{
     ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
-    QueryService, SupervisionRow, Tables,
+    QueryService, SupervisionRow, Tables, TransformRow,
 };
 use crate::session::QueryPorts;
 
@@ -58,7 +60,11 @@ impl Answers {
             pools.clone(),
             Arc::new(Stored(engine.store().clone())),
             Arc::new(changes),
-            Arc::new(Insight { supervisor: supervisor.clone(), plugins: plugins.host.clone() }),
+            Arc::new(Insight {
+                supervisor: supervisor.clone(),
+                plugins: plugins.host.clone(),
+                transforms: engine.transforms().clone(),
+            }),
             plugins.host.clone(),
         )?;
         let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
@@ -102,6 +108,7 @@ impl Tables for Stored {
 struct Insight {
     supervisor: Supervisor,
     plugins: Option<Arc<PluginHost>>,
+    transforms: Transforms,
 }
 
 impl Inspect for Insight {
@@ -170,6 +177,25 @@ impl Inspect for Insight {
             }
         };
         host.registry().loaded().into_iter().map(row).collect()
+    }
+
+    fn transforms(&self) -> Vec<TransformRow> {
+        let row = |((table, plugin, function), counts): (Attached, Arc<Counts>)| {
+            let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            TransformRow {
+                table,
+                plugin,
+                function,
+                rows_in: read(&counts.rows_in),
+                rows_out: read(&counts.rows_out),
+                refused: read(&counts.refused),
+                passed: read(&counts.passed),
+                dead_letter: read(&counts.dead_letter),
+                failures: read(&counts.failures),
+                nanoseconds: read(&counts.nanoseconds),
+            }
+        };
+        self.transforms.counts().into_iter().map(row).collect()
     }
 
     fn plugin_log(&self) -> Vec<PluginLogRow> {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_config::Settings;
-use kymo_kernel::Result;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::PluginCommand;
 use kymo_kernel::pools::Pools;
@@ -14,7 +13,7 @@ use kymo_plugins::PluginHost;
 use parking_lot::Mutex;
 
 use crate::engine::Engine;
-use crate::plugin_manager::{Context, PluginManager, start_host};
+use crate::plugin_manager::{Context, PluginManager};
 
 /// Changes of plugins that may wait or be carried out.
 const COMMANDS: usize = 16;
@@ -36,8 +35,8 @@ impl Plugins {
         pools: &Pools,
         supervisor: &Supervisor,
         engine: &Engine,
-    ) -> Result<Plugins> {
-        let host = start_host(settings, env, pools)?;
+        host: Option<Arc<PluginHost>>,
+    ) -> Plugins {
         let context = Context::new(
             settings.clone(),
             env.clone(),
@@ -49,7 +48,7 @@ impl Plugins {
         let spec = Spec::new("plugin-manager", "plugin_manager").restart(Restart::BACKGROUND);
         let running = supervisor.start(spec, move || PluginManager::new(context.clone()));
         let commands = running.port(Budget { wait: WAIT, ..Budget::count(COMMANDS) });
-        Ok(Plugins { host, commands, running: Arc::new(Mutex::new(Some(running))) })
+        Plugins { host, commands, running: Arc::new(Mutex::new(Some(running))) }
     }
 
     /// Takes no more changes, and completes once every accepted one is answered.

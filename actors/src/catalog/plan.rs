@@ -30,6 +30,8 @@ pub struct Limits {
     pub max_plugins: usize,
     /// Versions of one plugin.
     pub max_versions: usize,
+    /// Transforms of one table.
+    pub max_transforms: usize,
 }
 
 /// What a change of definitions comes to.
@@ -269,8 +271,13 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { max_tables: 2, max_columns: 3, max_plugins: 1, max_versions: 1 };
+    const LIMITS: Limits = Limits {
+        max_tables: 2,
+        max_columns: 3,
+        max_plugins: 1,
+        max_versions: 1,
+        max_transforms: 1,
+    };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {
         Column { id: ColumnId(0), name: name.to_owned(), kind, field_type }

@@ -70,7 +70,7 @@ impl World {
         let supervisor = Supervisor::new(&pools, env.clock.clone(), |escalation| {
             panic!("{escalation:?}");
         });
-        let engine = Engine::start(&self.settings, &env, &pools, &supervisor, store.clone())?;
+        let engine = Engine::start(&self.settings, &env, &pools, &supervisor, store.clone(), None)?;
         let journal = step_journal(&store, &pools);
         Ok(Life { engine, _journal: journal })
     }

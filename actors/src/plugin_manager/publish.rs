@@ -12,11 +12,14 @@ use tracing::{debug, warn};
 use super::install::options;
 use super::{CACHE, Context};
 
+/// Why a plugin cannot be called yet after a start; it is about to change.
+pub(crate) const LOADING: &str = "it is still being loaded";
+
 /// Until a plugin is loaded, its functions say so.
 pub(super) fn announce(context: &Context) {
     let Some(host) = &context.0.host else { return };
     for name in context.0.store.catalog().plugins.keys() {
-        log_failure(name, host.registry().fail(name, "it is still being loaded"));
+        log_failure(name, host.registry().fail(name, LOADING));
     }
 }
 

@@ -24,6 +24,7 @@ use super::owners::{Corrected, Owners};
 use super::provider::KymoTable;
 use super::system::{self, Inspector};
 use super::{Changes, Tables};
+use crate::ingest::rejected;
 
 type Shared = Result<Option<Arc<dyn TableProvider>>, DataFusionError>;
 
@@ -100,7 +101,7 @@ pub(super) fn user_schemas(snapshot: &Snapshot, database: &str) -> BTreeSet<Stri
     let named = snapshot
         .names
         .keys()
-        .filter(|name| name.database == database)
+        .filter(|name| name.database == database && name.schema != system::SCHEMA)
         .map(|name| name.schema.clone());
     named.chain([DEFAULT_SCHEMA.to_owned()]).collect()
 }
@@ -124,7 +125,10 @@ impl CatalogProvider for Database {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         match name {
-            system::SCHEMA => Some(Arc::new(system::SystemSchema(self.sources.inspector.clone()))),
+            system::SCHEMA => Some(Arc::new(system::SystemSchema {
+                inspector: self.sources.inspector.clone(),
+                rejected: Arc::new(system::Rejected::new(&self.name, self.rejected())),
+            })),
             information::SCHEMA => Some(Arc::new(information::InformationSchema {
                 database: self.name.clone(),
                 sources: self.sources.clone(),
@@ -140,6 +144,14 @@ impl CatalogProvider for Database {
 }
 
 impl Database {
+    /// The stored rows that transforms refused.
+    fn rejected(&self) -> Option<KymoTable> {
+        let snapshot = self.sources.tables.catalog();
+        let meta = snapshot.table(&rejected::name(&self.name))?;
+        let (tables, changes) = (self.sources.tables.clone(), self.sources.changes.clone());
+        Some(KymoTable::new(meta.def.clone(), snapshot.version, tables, changes))
+    }
+
     fn pg_catalog(&self) -> Option<Arc<dyn SchemaProvider>> {
         if let Some(made) = self.pg_catalog.get() {
             return Some(made.clone());

@@ -20,8 +20,8 @@ use kymo_kernel::message::{
     SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
-use kymo_kernel::plugin::TransformDef;
 use kymo_kernel::pools::{Pool, Pools};
+use kymo_kernel::schema::SYSTEM_SCHEMA;
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
 use tokio::sync::{mpsc, oneshot};
@@ -285,6 +285,11 @@ impl Engine {
             Define::CreateTable(new) => {
                 let name = full(&new.name);
                 name.check()?;
+                if name.schema == SYSTEM_SCHEMA {
+                    let text = format!("schema {SYSTEM_SCHEMA} holds Kymo's own tables only");
+                    return Err(Error::new(Code::InvalidInput, text)
+                        .with_hint("create the table in another schema"));
+                }
                 if let Some(flaw) = &new.flaw {
                     let exists = self.tables.catalog().table(&name).is_some();
                     return if exists { Ok(()) } else { Err(flaw.clone()) };
@@ -341,16 +346,8 @@ impl Engine {
                 self.free_for_function(&function.name)?;
                 PluginDdl::CreateFunction { function, or_replace }
             }
-            // Rows that a user believes to be transformed must not go in as they are.
-            Manage::Attach(table, TransformDef { plugin, function, .. }) => {
-                let table = full(&table);
-                return Err(Error::new(
-                    Code::Unsupported,
-                    format!(
-                        "transform {plugin}.{function} cannot be attached to table {table}: \
-                         writes do not run transforms in this version"
-                    ),
-                ));
+            Manage::Attach(table, transform) => {
+                PluginDdl::Attach { table: full(&table), transform }
             }
             Manage::Detach(table, plugin, function) => {
                 PluginDdl::Detach { table: full(&table), plugin, function }

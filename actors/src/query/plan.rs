@@ -29,6 +29,7 @@ use super::parse::relative;
 use super::plugin::unbound;
 use super::provider::KymoTable;
 use super::rewrite::bind_literals;
+use super::system::Rejected;
 use super::text::{nearest, position};
 
 /// What a prepared statement keeps.
@@ -233,11 +234,14 @@ fn tables(plan: &LogicalPlan) -> Result<Vec<(TableName, TableId, u32)>> {
         };
         if let Some(source) = source
             && let Ok(provider) = source_as_provider(source)
-            && let Some(table) =
-                (provider.as_ref() as &dyn std::any::Any).downcast_ref::<KymoTable>()
         {
-            let def = table.def();
-            found.push((def.name.clone(), def.id, def.schema.version));
+            let provider = provider.as_ref() as &dyn std::any::Any;
+            if let Some(table) = provider.downcast_ref::<KymoTable>() {
+                let def = table.def();
+                found.push((def.name.clone(), def.id, def.schema.version));
+            } else if let Some(rejected) = provider.downcast_ref::<Rejected>() {
+                found.push(rejected.identity());
+            }
         }
         Ok(TreeNodeRecursion::Continue)
     })
@@ -245,12 +249,11 @@ fn tables(plan: &LogicalPlan) -> Result<Vec<(TableName, TableId, u32)>> {
     Ok(found)
 }
 
-/// Whether every table is still there as it was.
+/// Whether every table is still there as it was, or still not there ([`Rejected::identity`]).
 pub(super) fn still_valid(snapshot: &Snapshot, tables: &[(TableName, TableId, u32)]) -> bool {
-    tables.iter().all(|(name, id, version)| {
-        snapshot
-            .table(name)
-            .is_some_and(|meta| meta.def.id == *id && meta.def.schema.version == *version)
+    tables.iter().all(|(name, id, version)| match snapshot.table(name) {
+        Some(meta) => meta.def.id == *id && meta.def.schema.version == *version,
+        None => *id == TableId::default(),
     })
 }
 

@@ -18,7 +18,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use kymo_config::Settings;
 use kymo_kernel::message::SessionContext;
-use kymo_kernel::schema::time_type;
+use kymo_kernel::schema::{SYSTEM_SCHEMA, time_type};
 
 use super::Tables;
 use super::allow::{HIDDEN, sees};
@@ -27,10 +27,14 @@ use super::running::Running;
 
 mod plugins;
 
-pub use plugins::{PluginLogRow, PluginRow, PluginVersionRow};
+pub(super) use rejected::Rejected;
+
+mod rejected;
+
+pub use plugins::{PluginLogRow, PluginRow, PluginVersionRow, TransformRow};
 
 /// The name of the schema.
-pub(super) const SCHEMA: &str = "system";
+pub(super) const SCHEMA: &str = SYSTEM_SCHEMA;
 
 /// What the rest of the process can tell about itself, as rows of text. Each method may
 /// return nothing.
@@ -57,6 +61,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Loaded versions of plugins.
     fn plugin_versions(&self) -> Vec<PluginVersionRow> {
+        Vec::new()
+    }
+
+    /// What was counted of transforms since the start.
+    fn transforms(&self) -> Vec<TransformRow> {
         Vec::new()
     }
 
@@ -394,11 +403,14 @@ fn all() -> impl Iterator<Item = &'static SystemTable> {
 
 /// The names of the system tables.
 pub(super) fn names() -> Vec<String> {
-    all().map(|table| table.name.to_owned()).collect()
+    all().map(|table| table.name).chain([rejected::TABLE]).map(str::to_owned).collect()
 }
 
 /// The columns of a system table.
 pub(super) fn schema(name: &str) -> Option<SchemaRef> {
+    if name == rejected::TABLE {
+        return Some(rejected::schema());
+    }
     all().find(|table| table.name == name).map(SystemTable::schema)
 }
 
@@ -446,9 +458,13 @@ impl SystemTable {
     }
 }
 
-/// The schema as the engine sees it.
+/// The schema of a database as the engine sees it.
 #[derive(Debug)]
-pub(super) struct SystemSchema(pub(super) Arc<Inspector>);
+pub(super) struct SystemSchema {
+    pub(super) inspector: Arc<Inspector>,
+    /// The table of refused rows, the only one that each database has for itself.
+    pub(super) rejected: Arc<Rejected>,
+}
 
 #[async_trait]
 impl SchemaProvider for SystemSchema {
@@ -457,8 +473,11 @@ impl SchemaProvider for SystemSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        if name == rejected::TABLE {
+            return Ok(Some(self.rejected.clone()));
+        }
         let Some(table) = all().find(|table| table.name == name) else { return Ok(None) };
-        Ok(Some(Arc::new(View { table, inspector: self.0.clone() })))
+        Ok(Some(Arc::new(View { table, inspector: self.inspector.clone() })))
     }
 
     async fn table_type(&self, name: &str) -> Result<Option<TableType>, DataFusionError> {
@@ -466,7 +485,7 @@ impl SchemaProvider for SystemSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        all().any(|table| table.name == name)
+        name == rejected::TABLE || all().any(|table| table.name == name)
     }
 }
 

@@ -75,12 +75,14 @@ impl House {
         let supervisor = Supervisor::new(&pools, env.clock.clone(), |_| {});
         let root = settings.server.data_dir.clone();
         let store = Store::open(env.clone(), root, &settings, &mut |_| {}).unwrap();
-        let engine = Engine::start(&settings, &env, &pools, &supervisor, store.clone()).unwrap();
         let plugins = plugins.map(|folder| {
             let env = Env { disk: real::env().disk, ..env.clone() };
             let compiler = Compiler::in_process(&settings.plugins);
             PluginHost::start(&settings.plugins, folder, env, compiler).unwrap()
         });
+        let host = plugins.clone();
+        let engine =
+            Engine::start(&settings, &env, &pools, &supervisor, store.clone(), host).unwrap();
         let changes =
             Ports { ddl: engine.ddl().clone(), write: engine.write().clone(), plugins: None };
         let service = QueryService::new(

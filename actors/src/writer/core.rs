@@ -139,6 +139,12 @@ impl Core {
         self.frozen
     }
 
+    /// Whether the table exists and the store goes on.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
     /// Whether new rows have to wait for a flush.
     #[must_use]
     pub fn stalled(&self) -> bool {

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use kymo_kernel::Result;
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::Append;
+use kymo_kernel::message::{Append, Deliver};
 use kymo_kernel::pools::Group;
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{Altered, Context, Dropped, Freeze, Replaced, Writer};
@@ -98,6 +99,28 @@ impl Writers {
         let ports = entry.ports.clone();
         table.insert(def.id, entry);
         Ok(ports)
+    }
+
+    /// A way to hand the writer of a table rows that become durable with an append to another
+    /// one, and word of when they are shown. It costs no permit here: the append's covers it.
+    ///
+    /// # Errors
+    /// `table_not_found` where the table was dropped.
+    pub fn deliver(&self, def: &TableDef) -> Result<(Deliver, oneshot::Receiver<()>)> {
+        self.ports(def)?;
+        let writer = self.0.table.lock().get(&def.id).map(|entry| entry.running.poster());
+        let writer = writer.ok_or_else(|| {
+            Error::new(Code::TableNotFound, format!("table {} was dropped", def.name))
+        })?;
+        let (shown, seen) = oneshot::channel();
+        let deliver = move |position, batch| {
+            writer.post(move |writer, cx| {
+                writer.attend(position, batch, cx);
+                // Whoever waited may have gone.
+                let _ = shown.send(());
+            });
+        };
+        Ok((Box::new(deliver), seen))
     }
 
     fn start(&self, def: &TableDef) -> Result<Entry> {

@@ -53,6 +53,7 @@ impl Backend for Fake {
             rows: (rows - rejected.len()) as u64,
             position: Some(Position::default()),
             rejected,
+            refused: 0,
         });
         self.writes.lock().push(write);
         std::future::ready(acked).boxed()

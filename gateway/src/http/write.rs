@@ -31,6 +31,8 @@ use dialect::Request;
 
 /// Where the rows of an accepted write lie, for clients that want to read them elsewhere.
 pub const CONSISTENCY_TOKEN: HeaderName = HeaderName::from_static("x-consistency-token");
+/// How many rows of an accepted write the transforms of their tables refused, where any were.
+pub const REFUSED_ROWS: HeaderName = HeaderName::from_static("x-kymo-refused-rows");
 
 /// `POST /write`, as InfluxDB 1 has it.
 pub async fn v1(
@@ -105,6 +107,7 @@ struct Taken {
     /// Whether there was nothing in it but comments.
     empty: bool,
     kept: u64,
+    refused: u64,
     position: Option<kymo_kernel::ids::Position>,
     /// The bad lines, in order, as far as they are reported.
     errors: Vec<LineError>,
@@ -138,6 +141,7 @@ async fn take_lines(app: &App, request: &Request, content: Content) -> Result<Ta
         body,
         empty: parsed.rows == 0 && parsed.bad_lines == 0,
         kept: 0,
+        refused: 0,
         position: None,
         errors: parsed.errors,
         bad_lines: parsed.bad_lines,
@@ -200,6 +204,7 @@ async fn write(
 /// Adds the rows that the system left out to the lines that were bad before.
 fn add_acked(taken: &mut Taken, acked: Acked, max_errors: usize) {
     taken.kept = acked.rows;
+    taken.refused = acked.refused;
     taken.position = acked.position;
     taken.bad_lines += acked.rejected.len() as u64;
     let room = max_errors.saturating_sub(taken.errors.len());
@@ -250,6 +255,12 @@ fn add_token(response: &mut Response, position: Option<kymo_kernel::ids::Positio
     let token = position.and_then(|position| HeaderValue::from_str(&position.to_string()).ok());
     if let Some(token) = token {
         response.headers_mut().insert(CONSISTENCY_TOKEN, token);
+    }
+}
+
+fn add_refused(response: &mut Response, rows: u64) {
+    if rows > 0 {
+        response.headers_mut().insert(REFUSED_ROWS, HeaderValue::from(rows));
     }
 }
 

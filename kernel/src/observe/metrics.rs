@@ -134,6 +134,8 @@ families! {
         body_bytes: IntCounterVec = "kymo_ingest_body_bytes_total" ["protocol"],
         /// Writes refused as a whole, by error code.
         refused: IntCounterVec = "kymo_ingest_refused_total" ["code"],
+        /// Rows of `system.rejected_writes` that went to keep it within its bound.
+        forgotten_rows: IntCounter = "kymo_rejected_writes_forgotten_rows_total",
     }
 }
 
@@ -209,6 +211,15 @@ families! {
         /// Compiled components taken from the cache, by whether they were `hit`, `missing` or
         /// `rejected`.
         cache: IntCounterVec = "kymo_plugin_cache_total" ["outcome"],
+        /// Rows that met a transform, by what became of them: `in` for all that came, then `out`,
+        /// `refused`, or by its policy where it failed `passed` or `dead_letter`.
+        transform_rows: IntCounterVec = "kymo_transform_rows_total" ["transform", "table", "outcome"],
+        /// Batches on which a transform failed or could not be called.
+        transform_failures: IntCounterVec = "kymo_transform_failures_total" ["transform", "table"],
+        /// Time that rows spent in a transform, waiting for an instance included, in nanoseconds.
+        transform_nanoseconds: IntCounterVec = "kymo_transform_nanoseconds_total" ["transform", "table"],
+        /// Instances of transforms that are kept for the next batch.
+        idle_transforms: IntGauge = "kymo_transform_idle_instances",
         /// Lines that plugins logged beyond their allowance.
         dropped_log_lines: IntCounter = "kymo_plugin_dropped_log_lines_total",
     }

@@ -80,6 +80,12 @@ impl RecordGroup {
         RecordGroup { records: vec![record] }
     }
 
+    /// A group of two records, in this order: their positions follow one another.
+    #[must_use]
+    pub fn of_two(first: Record, second: Record) -> Self {
+        RecordGroup { records: vec![first, second] }
+    }
+
     /// Bytes of all payloads.
     #[must_use]
     pub fn bytes(&self) -> usize {

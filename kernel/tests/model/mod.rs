@@ -10,7 +10,7 @@ use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::digest::Digest;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
-use kymo_kernel::ids::{ColumnId, Position, TableId};
+use kymo_kernel::ids::{ColumnId, Position, Seq, TableId};
 use kymo_kernel::message::Durability;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::schema::{
@@ -63,14 +63,19 @@ impl Dice {
     }
 }
 
-/// A batch that was sent to the log.
+/// A group that was sent to the log: rows of one table, or of two that live or die together.
 struct Write {
-    table: TableId,
-    rows: Vec<Row>,
+    parts: Vec<(TableId, Vec<Row>)>,
     /// Told to be as durable as asked.
     acked: bool,
     /// Must survive any crash.
     safe: bool,
+}
+
+impl Write {
+    fn of(&self, table: TableId) -> bool {
+        self.parts.iter().any(|(of, _)| *of == table)
+    }
 }
 
 type Answers = Arc<Mutex<Vec<(usize, Durability, Result<Position>)>>>;
@@ -79,6 +84,7 @@ type Answers = Arc<Mutex<Vec<(usize, Durability, Result<Position>)>>>;
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Coverage {
     pub acknowledged: usize,
+    pub pairs: usize,
     pub flushes: usize,
     pub merges: usize,
     pub installs: usize,
@@ -91,6 +97,7 @@ pub struct Coverage {
 impl std::ops::AddAssign for Coverage {
     fn add_assign(&mut self, other: Coverage) {
         self.acknowledged += other.acknowledged;
+        self.pairs += other.pairs;
         self.flushes += other.flushes;
         self.merges += other.merges;
         self.installs += other.installs;
@@ -370,27 +377,41 @@ impl Run {
 
     fn append(&mut self) -> Result<(), Violation> {
         let Some(def) = self.pick_table() else { return self.create_table() };
-        let count = 1 + self.dice.below(6);
-        let rows: Vec<Row> = (0..count).map(|_| self.row(&def)).collect();
-        let encoded =
-            batch(&def, &rows).and_then(|batch| Record::encode(def.id, def.schema.version, &batch));
-        let record = match encoded {
-            Ok(record) => record,
-            Err(error) => return broken(format!("encode: {error}")),
-        };
+        let mut group = vec![self.part(&def)?];
+        if self.dice.chance(25)
+            && let Some(other) = self.pick_table().filter(|other| other.id != def.id)
+        {
+            group.push(self.part(&other)?);
+        }
         let durability = match self.dice.below(10) {
+            // A flush would make one half durable before the other.
+            _ if group.len() > 1 => Durability::EveryWrite,
             0 => Durability::None,
             1 => Durability::OsDefault,
             2 => Durability::Periodic,
             _ => Durability::EveryWrite,
         };
         let index = self.writes.len();
-        self.say(|| format!("append #{index} to {} {durability:?}: {rows:?}", def.name));
-        self.writes.push(Write { table: def.id, rows, acked: false, safe: false });
+        let (parts, records): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        self.say(|| format!("append #{index} {durability:?}: {parts:?}"));
+        self.coverage.pairs += usize::from(parts.len() > 1);
+        self.writes.push(Write { parts, acked: false, safe: false });
         let answers = self.answers.clone();
         let done = move |outcome| answers.lock().push((index, durability, outcome));
-        self.store().log().append(RecordGroup::of(record), durability, Box::new(done));
+        self.store().log().append(RecordGroup { records }, durability, Box::new(done));
         if self.dice.chance(50) { self.step() } else { Ok(()) }
+    }
+
+    /// A few rows of a table, and their record.
+    fn part(&mut self, def: &TableDef) -> Result<((TableId, Vec<Row>), Record), Violation> {
+        let count = 1 + self.dice.below(6);
+        let rows: Vec<Row> = (0..count).map(|_| self.row(def)).collect();
+        let record =
+            batch(def, &rows).and_then(|batch| Record::encode(def.id, def.schema.version, &batch));
+        match record {
+            Ok(record) => Ok(((def.id, rows), record)),
+            Err(error) => broken(format!("encode: {error}")),
+        }
     }
 
     fn row(&mut self, def: &TableDef) -> Row {
@@ -436,11 +457,15 @@ impl Run {
             // One log: what is before it is as durable.
             self.writes[..=index].iter_mut().for_each(|write| write.safe = true);
         }
-        let write = &self.writes[index];
-        let Some(state) = self.states.get_mut(&write.table) else { return Ok(()) };
-        let applied = batch(&self.tables[&write.table], &write.rows)
-            .and_then(|batch| state.apply(position, batch));
-        applied.map_err(|error| Violation(format!("apply #{index}: {error}")))
+        let parts = &self.writes[index].parts;
+        for (at, (table, rows)) in parts.iter().enumerate() {
+            let Some(state) = self.states.get_mut(table) else { continue };
+            let seq = Seq(position.seq.0 - (parts.len() - 1 - at) as u64);
+            let applied = batch(&self.tables[table], rows)
+                .and_then(|batch| state.apply(Position { seq, ..position }, batch));
+            applied.map_err(|error| Violation(format!("apply #{index}: {error}")))?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Violation> {
@@ -458,7 +483,7 @@ impl Run {
         if !self.commit(op) {
             return Ok(());
         }
-        for write in self.writes.iter_mut().filter(|write| write.table == def.id && write.acked) {
+        for write in self.writes.iter_mut().filter(|write| write.acked && write.of(def.id)) {
             write.safe = true;
         }
         if let Some(state) = self.states.get_mut(&def.id)
@@ -673,8 +698,10 @@ impl Run {
     ) -> impl Iterator<Item = &'a Row> {
         let writes = self.writes.iter().enumerate();
         writes
-            .filter(move |(index, write)| write.table == table && counts(*index, write))
-            .flat_map(|(_, write)| &write.rows)
+            .filter(move |(index, write)| counts(*index, write))
+            .flat_map(|(_, write)| &write.parts)
+            .filter(move |(of, _)| *of == table)
+            .flat_map(|(_, rows)| rows)
     }
 
     /// What is safe is there; of the rest, a beginning of the log.

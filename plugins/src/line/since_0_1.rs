@@ -415,13 +415,12 @@ impl Bound for Instance01 {
             let text = format!("row {} of {rows} is rejected", bad.row);
             return Err(CallError::Broken(text));
         }
-        if found.rejected.len() > rows {
-            return Err(CallError::Broken("more rows are rejected than there are".to_owned()));
+        let mut rejected: Vec<(u32, String)> =
+            found.rejected.into_iter().map(|each| (each.row, each.reason)).collect();
+        rejected.sort_by_key(|(row, _)| *row);
+        if let Some(twice) = rejected.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(CallError::Broken(format!("row {} is rejected twice", twice[0].0)));
         }
-        Ok(Transformed {
-            columns: columns(found.batch.columns, schema, out)?,
-            rows: out,
-            rejected: found.rejected.into_iter().map(|each| (each.row, each.reason)).collect(),
-        })
+        Ok(Transformed { columns: columns(found.batch.columns, schema, out)?, rows: out, rejected })
     }
 }

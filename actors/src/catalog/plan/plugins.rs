@@ -10,7 +10,7 @@ use kymo_kernel::message::{Existing, PluginDdl};
 use kymo_kernel::plugin::{
     Canary, FunctionDef, PluginDef, PluginVersionDef, Suspension, TransformDef,
 };
-use kymo_kernel::schema::{TableName, check_name};
+use kymo_kernel::schema::{SYSTEM_SCHEMA, TableName, check_name};
 use kymo_kernel::storage::meta::{Op, Snapshot};
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::{Description, Kind, Overload};
@@ -79,7 +79,9 @@ pub(super) fn plan(snapshot: &Snapshot, change: &PluginDdl, limits: Limits) -> R
             None if *if_exists => Vec::new(),
             None => return Err(no_function(name)),
         },
-        PluginDdl::Attach { table, transform } => attach(snapshot, table, transform)?,
+        PluginDdl::Attach { table, transform } => {
+            attach(snapshot, table, transform, limits.max_transforms)?
+        }
         PluginDdl::Detach { table, plugin, function } => detach(snapshot, table, plugin, function)?,
     };
     Ok(Plan { ops, ..Plan::default() })
@@ -304,19 +306,33 @@ fn create_function(
     Ok(vec![Op::PutFunction { function: function.clone() }])
 }
 
-fn attach(snapshot: &Snapshot, table: &TableName, transform: &TransformDef) -> Result<Vec<Op>> {
+fn attach(
+    snapshot: &Snapshot,
+    table: &TableName,
+    transform: &TransformDef,
+    most: usize,
+) -> Result<Vec<Op>> {
+    if table.schema == SYSTEM_SCHEMA {
+        let text = format!("table {table} takes no transforms: it is one of Kymo's own");
+        return Err(Error::new(Code::InvalidInput, text));
+    }
     let id = table_id(snapshot, table)?;
     let plugin = find(snapshot, &transform.plugin)?;
     if let Some(active) = plugin.active_version() {
         check_transform(&transform.plugin, &transform.function, &describe(active)?)?;
     }
     let mut chain = snapshot.transforms.get(&id).map(|chain| chain.to_vec()).unwrap_or_default();
-    let same = |each: &&mut TransformDef| {
+    let same = |each: &TransformDef| {
         each.plugin == transform.plugin && each.function == transform.function
     };
-    match chain.iter_mut().find(same) {
-        Some(known) if known == transform => return Ok(Vec::new()),
-        Some(known) => *known = transform.clone(),
+    match chain.iter().position(same) {
+        Some(at) if chain[at] == *transform => return Ok(Vec::new()),
+        Some(at) => chain[at] = transform.clone(),
+        None if chain.len() >= most => {
+            let text = format!("table {table} has {most} transforms");
+            return Err(Error::new(Code::LimitReached, text)
+                .with_hint("detach one, or raise plugins.max_transforms"));
+        }
         None => chain.push(transform.clone()),
     }
     Ok(vec![Op::PutTransforms { table: id, chain }])
@@ -476,8 +492,13 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { max_tables: 9, max_columns: 9, max_plugins: 2, max_versions: 3 };
+    const LIMITS: Limits = Limits {
+        max_tables: 9,
+        max_columns: 9,
+        max_plugins: 2,
+        max_versions: 3,
+        max_transforms: 2,
+    };
 
     fn description(functions: &[(&str, &str)]) -> String {
         let function = |(name, parameter): &(&str, &str)| {

@@ -1,4 +1,4 @@
-//! `system.plugins`, `system.functions` and `system.plugin_log`.
+//! `system.plugins`, `system.functions`, `system.transforms` and `system.plugin_log`.
 //!
 //! What is installed comes from the metadata, what goes on from the plugin host. Log lines can
 //! hold data of rows: only administrators see them.
@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use kymo_kernel::digest::Digest;
+use kymo_kernel::ids::TableId;
 use kymo_kernel::message::SessionContext;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 
@@ -40,6 +41,31 @@ pub struct PluginVersionRow {
     pub nanoseconds: u64,
     /// Faults of all kinds.
     pub faults: u64,
+}
+
+/// What was counted of one transform of one table.
+#[derive(Debug, Clone)]
+pub struct TransformRow {
+    /// The table.
+    pub table: TableId,
+    /// The plugin.
+    pub plugin: String,
+    /// Its transform.
+    pub function: String,
+    /// Rows that came.
+    pub rows_in: u64,
+    /// Rows that it handed back.
+    pub rows_out: u64,
+    /// Rows that it refused.
+    pub refused: u64,
+    /// Rows that went on as they were because it failed.
+    pub passed: u64,
+    /// Rows that were put aside because it failed.
+    pub dead_letter: u64,
+    /// Batches on which it failed or could not be called.
+    pub failures: u64,
+    /// Time that batches spent in it.
+    pub nanoseconds: u64,
 }
 
 /// A row of `system.plugin_log`.
@@ -91,6 +117,27 @@ pub(super) static TABLES: &[SystemTable] = &[
             ("description", Kind::Text),
         ],
         rows: functions,
+    },
+    SystemTable {
+        name: "transforms",
+        columns: &[
+            ("database", Kind::Text),
+            ("schema", Kind::Text),
+            ("table", Kind::Text),
+            ("position", Kind::Number),
+            ("plugin", Kind::Text),
+            ("function", Kind::Text),
+            ("on_error", Kind::Text),
+            ("settings", Kind::Text),
+            ("rows_in", Kind::Number),
+            ("rows_out", Kind::Number),
+            ("refused", Kind::Number),
+            ("passed", Kind::Number),
+            ("dead_letter", Kind::Number),
+            ("failures", Kind::Number),
+            ("busy_ms", Kind::Number),
+        ],
+        rows: transforms,
     },
     SystemTable {
         name: "plugin_log",
@@ -191,6 +238,49 @@ fn functions(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
                     text(function.description.clone()),
                 ]);
             }
+        }
+    }
+    rows
+}
+
+/// Attachments come from the metadata, what they did since the start from ingest.
+fn transforms(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
+    let catalog = inspector.tables.catalog();
+    let counted: HashMap<_, _> = inspector
+        .inspect
+        .transforms()
+        .into_iter()
+        .map(|row| ((row.table, row.plugin.clone(), row.function.clone()), row))
+        .collect();
+    let mut rows = Vec::new();
+    for (table, chain) in catalog.transforms.iter() {
+        let Some(meta) = catalog.table_by_id(*table) else { continue };
+        for (at, each) in chain.iter().enumerate() {
+            let counts = counted.get(&(*table, each.plugin.clone(), each.function.clone()));
+            let counts = counts.map_or([0; 7], |row| {
+                [
+                    row.rows_in,
+                    row.rows_out,
+                    row.refused,
+                    row.passed,
+                    row.dead_letter,
+                    row.failures,
+                    row.nanoseconds / 1_000_000,
+                ]
+            });
+            let name = &meta.def.name;
+            let mut cells = vec![
+                text(name.database.clone()),
+                text(name.schema.clone()),
+                text(name.table.clone()),
+                number(at as u64 + 1),
+                text(each.plugin.clone()),
+                text(each.function.clone()),
+                text(each.on_error.as_str()),
+                text(serde_json::to_string(&each.settings).unwrap_or_default()),
+            ];
+            cells.extend(counts.map(number));
+            rows.push(cells);
         }
     }
     rows

@@ -8,7 +8,7 @@ use kymo_kernel::Code;
 use serde_json::{Value, json};
 
 use super::dialect::{Request, has_syntax_errors};
-use super::{Taken, add_token, no_content};
+use super::{Taken, add_refused, add_token, no_content};
 use crate::http::respond::Api;
 use crate::line_protocol::LineError;
 
@@ -26,15 +26,14 @@ pub(super) fn lines(request: &Request, taken: &Taken) -> Response {
         let body = json!({ "error": message, "data": null });
         return Api::V3.answer(StatusCode::BAD_REQUEST, message, &body);
     }
-    if taken.bad_lines == 0 {
-        return no_content(taken.position);
-    }
     let mut response = match request.api {
+        _ if taken.bad_lines == 0 => no_content(taken.position),
         Api::V1 => v1(request, taken),
         Api::V2 => v2(request, taken),
         _ => v3(request, taken),
     };
     add_token(&mut response, taken.position);
+    add_refused(&mut response, taken.refused);
     response
 }
 

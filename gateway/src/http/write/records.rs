@@ -10,7 +10,7 @@ use kymo_kernel::schema::{DEFAULT_SCHEMA, TableName, check_name};
 use kymo_kernel::{Code, Error, Result};
 use serde_json::{Value, json};
 
-use super::{add_token, line_options, off_the_sockets, receive, write};
+use super::{add_refused, add_token, line_options, off_the_sockets, receive, write};
 use crate::http::App;
 use crate::http::parameters::Parameters;
 use crate::http::respond::Api;
@@ -36,10 +36,11 @@ pub(super) async fn take(
     })
     .await?;
     let mut position = None;
-    let mut written = 0;
+    let (mut written, mut refused) = (0, 0);
     if !parsed.batches.is_empty() && (partial || parsed.bad_records == 0) {
         let acked = write(&*app.backend, parsed.batches, None, partial).await?;
         written = acked.rows;
+        refused = acked.refused;
         position = acked.position;
         parsed.bad_records += acked.rejected.len() as u64;
         let room = app.settings.ingest.max_reported_errors.saturating_sub(parsed.errors.len());
@@ -53,6 +54,7 @@ pub(super) async fn take(
         refuse(written, parsed.bad_records, &parsed.errors)
     };
     add_token(&mut response, position);
+    add_refused(&mut response, refused);
     Ok(response)
 }
 
