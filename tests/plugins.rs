@@ -160,7 +160,7 @@ async fn functions_hold_their_plugin_and_say_what_they_miss() {
         ),
         ("CREATE PLUGIN q FROM 'https://localhost/x.wasm'", 400, "not installed from"),
         ("CREATE PLUGIN q FROM 'file:/etc/passwd'", 400, "install_folder"),
-        ("ATTACH TRANSFORM p.f TO t", 400, "writes do not run transforms"),
+        ("ATTACH TRANSFORM p.f TO missing", 404, "missing"),
     ] {
         let answer = server.try_sql(sql).await.expect("an answer");
         assert!(answer.text().contains(part), "{sql}: {}", answer.text());

@@ -146,7 +146,7 @@ impl Shared {
     /// The rows after the transforms of their tables, those of several tables at the same time.
     async fn transform(&self, batches: Vec<TableBatch>) -> Result<Vec<Passed>> {
         let known = self.store.catalog();
-        let as_they_are = |rows| Passed { rows, refused: None };
+        let as_they_are = |rows| Passed { rows, refused: None, transformed: false };
         if known.transforms.is_empty() {
             return Ok(batches.into_iter().map(as_they_are).collect());
         }
@@ -169,13 +169,13 @@ impl Shared {
 
     /// Writes the rows of one table, as often as definitions change under it.
     async fn write_table(&self, passed: &Passed, write: &Write) -> Result<Acked> {
-        let Passed { rows, refused } = passed;
+        let Passed { rows, refused, transformed } = passed;
         let refused = refused.as_ref();
         let refused_rows = refused.map_or(0, |refused| refused.batch.num_rows() as u64);
         for _ in 0..MAX_ROUNDS {
             let round = match rows.batch.num_rows() {
                 0 => Round::Nothing(Vec::new()),
-                _ => self.fit(rows, write).await?,
+                _ => self.fit(rows, write, *transformed).await?,
             };
             let (kept, rejected) = match round {
                 Round::Fits(known, checked) => {
@@ -201,8 +201,9 @@ impl Shared {
         ))
     }
 
-    /// One round: compares, and has the definition changed where rows need it.
-    async fn fit(&self, rows: &TableBatch, write: &Write) -> Result<Round> {
+    /// One round: compares, and has the definition changed where rows need it. What a transform
+    /// adds becomes a column however the rows were written.
+    async fn fit(&self, rows: &TableBatch, write: &Write, transformed: bool) -> Result<Round> {
         let (known, checked) = self.look(rows)?;
         if !write.partial {
             refuse_conflicts(&checked)?;
@@ -216,7 +217,8 @@ impl Shared {
             None if checked.batch.num_rows() == 0 => return Ok(Round::Nothing(checked.rejected)),
             _ => {}
         }
-        if !write.create {
+        let may_add = write.create || (exists && transformed);
+        if !may_add {
             return Err(self.missing(rows, &checked, exists));
         }
         let ddl = definition(rows, &checked, known.as_deref());

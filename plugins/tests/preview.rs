@@ -128,3 +128,16 @@ fn a_transform_that_fails_three_times_in_a_row_is_put_aside() {
     let State::Suspended(reason) = state() else { panic!("not suspended") };
     assert!(reason.contains("in a row"), "{reason}");
 }
+
+#[test]
+fn a_large_batch_is_split_and_its_rejected_rows_keep_their_numbers() {
+    let (bench, version) = started(|settings| settings.max_batch_rows = REJECTS);
+    let budget = Budget::new(1 << 30);
+    let mut pipeline = pipeline(&bench, &version, &budget);
+    let some = apply(&mut pipeline, 2 * REJECTS + 2).unwrap();
+    // Three calls of four rows: none of a size that the plugin dislikes.
+    assert_eq!((some.rows, some.rejected.len()), (12, 0));
+    let some = apply(&mut pipeline, 2 * REJECTS).unwrap();
+    assert_eq!((some.rows, some.columns[0].len()), (8, 8));
+    assert_eq!(some.rejected, [(4, "too odd".to_owned()), (9, "too odd".to_owned())]);
+}

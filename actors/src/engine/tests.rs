@@ -6,11 +6,14 @@ use std::time::Duration;
 use futures::future::join_all;
 use kymo_kernel::Code;
 use kymo_kernel::env::Clock;
-use kymo_kernel::message::{Ddl, Write};
-use kymo_kernel::schema::TableName;
+use kymo_kernel::message::{Append, Beside, Ddl, Write};
+use kymo_kernel::schema::{TableBatch, TableDef, TableName};
+use kymo_kernel::storage::log::Record;
 
 use super::kit::{Life, World, cpu, integers, rows, rows_of, write};
 use crate::feed::{FeedEvent, TableFilter};
+use crate::ingest::check::{Known, check};
+use crate::ingest::rejected::{self, Refused};
 
 #[test]
 fn an_acknowledged_write_is_readable_at_once() {
@@ -418,4 +421,102 @@ async fn wait_until(world: &World, holds: impl Fn() -> bool) {
         world.sim.clock.sleep(Duration::from_millis(10)).await;
     }
     panic!("did not come to pass within 100 s");
+}
+
+/// The table of refused rows, made if there is none.
+async fn rejected_table(life: &Life) -> std::sync::Arc<TableDef> {
+    let ddl = Ddl::CreateTable {
+        name: rejected::name("kymo"),
+        schema: rejected::schema(),
+        options: rejected::options(),
+        if_not_exists: true,
+        create_database: false,
+    };
+    life.engine.ddl().call(ddl).await.unwrap().table.unwrap()
+}
+
+/// Rows as their table takes them, with their record.
+fn encoded(
+    rows: &TableBatch,
+    def: &std::sync::Arc<TableDef>,
+) -> (arrow::array::RecordBatch, Record) {
+    let known = Known::new(def.clone()).unwrap();
+    let batch = check(rows, Some(&known)).unwrap().batch;
+    let record = Record::encode(def.id, def.schema.version, &batch).unwrap();
+    (batch, record)
+}
+
+fn refused(time: i64) -> TableBatch {
+    let mut refused = Refused::new(cpu(), time);
+    let rows = rows(&cpu(), &[("a", time, 1.0), ("b", time, 2.0)]);
+    refused.add_all("p.f", &rows.batch, "odd").unwrap();
+    refused.finish().unwrap().unwrap()
+}
+
+#[test]
+fn rows_of_two_tables_become_durable_and_visible_together() {
+    for seed in 0..20 {
+        let world = World::new(seed);
+        let acked = world.run(async {
+            let life = world.open();
+            life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+            let other = rejected_table(&life).await;
+            let catalog = life.engine.store().catalog();
+            let def = catalog.table(&cpu()).unwrap().def.clone();
+            let mut acked = 0;
+            for time in 2..10 {
+                let (batch, record) = encoded(&rows(&cpu(), &[("a", time, 1.0)]), &def);
+                let (second, beside) = encoded(&refused(time), &other);
+                let (deliver, shown) = life.engine.writers().deliver(&other).unwrap();
+                let beside = Some(Beside { batch: second, record: beside, deliver });
+                let append = Append { batch, record, durability: None, beside };
+                life.engine.writers().port(&def).unwrap().call(append).await.unwrap();
+                shown.await.unwrap();
+                acked += 1;
+                let rows = life.version(&other.name).stored_rows();
+                assert_eq!(
+                    (life.points(&cpu(), "value").len() as u64, rows),
+                    (acked + 1, 2 * acked)
+                );
+                // Each of them is flushed at times of its own.
+                if time % 3 == 0 {
+                    life.engine.writers().flush().await.unwrap();
+                }
+            }
+            acked
+        });
+        world.sim.disk.crash(seed);
+        world.run(async {
+            let life = world.open();
+            let kept = life.points(&cpu(), "value").len() as u64;
+            let rows = life.version(&rejected::name("kymo")).stored_rows();
+            assert_eq!((kept, rows), (acked + 1, 2 * acked), "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn the_oldest_refused_rows_go_beyond_the_bound() {
+    let mut world = World::new(50);
+    world.settings.compaction.enabled = false;
+    world.settings.ingest.rejected_bytes = 1;
+    world.run(async {
+        let life = world.open();
+        let def = rejected_table(&life).await;
+        for time in 1..4 {
+            let (batch, record) = encoded(&refused(time), &def);
+            let append = Append { batch, record, durability: None, beside: None };
+            life.engine.writers().port(&def).unwrap().call(append).await.unwrap();
+            if time < 3 {
+                life.engine.writers().flush().await.unwrap();
+            }
+        }
+        assert_eq!(life.version(&def.name).segments.len(), 2);
+        world.sim.clock.sleep(Duration::from_secs(11)).await;
+        // What is in memory stays: it is no segment yet.
+        let version = life.version(&def.name);
+        assert_eq!((version.segments.len(), version.stored_rows()), (0, 2));
+        let table = life.engine.store().catalog().table(&def.name).unwrap().clone();
+        assert!(table.segments.is_empty());
+    });
 }

@@ -100,6 +100,8 @@ pub(super) struct Passed {
     pub(super) rows: TableBatch,
     /// Those that were refused, for `system.rejected_writes` of the database.
     pub(super) refused: Option<TableBatch>,
+    /// Whether they met a transform, which may have given them columns that the table lacks.
+    pub(super) transformed: bool,
 }
 
 /// What one transform made of a batch.
@@ -182,12 +184,14 @@ impl Transforms {
             });
             attached && current && now.saturating_sub(idle.since) < shared.keep
         };
-        let (kept, gone) = std::mem::take(&mut *shared.idle.lock()).into_iter().partition(in_use);
-        // Batches that ended meanwhile have put theirs back.
-        let put_back = std::mem::replace(&mut *shared.idle.lock(), kept);
-        shared.idle.lock().extend(put_back);
+        let gone: Vec<Idle> = {
+            let mut idle = shared.idle.lock();
+            let (kept, gone) = std::mem::take(&mut *idle).into_iter().partition(in_use);
+            *idle = kept;
+            gone
+        };
         shared.gauge();
-        drop::<Vec<Idle>>(gone);
+        drop(gone);
         let attached = |(table, plugin, function): &Attached| {
             known.transforms.get(table).is_some_and(|chain| {
                 chain.iter().any(|each| each.plugin == *plugin && each.function == *function)
@@ -225,7 +229,7 @@ impl Shared {
             }
             rows = self.stage(def, transform, rows, known, &mut refused)?;
         }
-        Ok(Passed { rows, refused: refused.finish()? })
+        Ok(Passed { rows, refused: refused.finish()?, transformed: true })
     }
 
     /// One transform, its policy and what is counted of it.
@@ -418,7 +422,8 @@ fn is_failure(code: Code) -> bool {
 
 /// The rows as a transform is given them: tags as plain text, time by the table's name for it,
 /// columns in the order of the table and new ones last, so that one instance serves them in
-/// whatever order they arrive.
+/// whatever order they arrive. A column without any value is left out: `INSERT` sends those
+/// that it does not name, other protocols do not.
 fn given(schema: &TableSchema, batch: &RecordBatch) -> Result<(Vec<Field>, Vec<ArrayRef>)> {
     let time = schema.time()?.name.as_str();
     let places: HashMap<&str, usize> =
@@ -428,7 +433,12 @@ fn given(schema: &TableSchema, batch: &RecordBatch) -> Result<(Vec<Field>, Vec<A
         ColumnKind::Time => time.to_owned(),
         _ => field.name().clone(),
     };
+    let has_values = |at: &usize| {
+        ColumnKind::of(arrived.field(*at)) == ColumnKind::Time
+            || batch.column(*at).logical_null_count() < batch.num_rows()
+    };
     let mut order: Vec<(usize, usize)> = (0..batch.num_columns())
+        .filter(has_values)
         .map(|at| {
             let place = places.get(name(arrived.field(at)).as_str());
             (place.copied().unwrap_or(usize::MAX), at)
@@ -530,6 +540,3 @@ fn cast(array: &ArrayRef, wanted: &DataType, name: &str) -> Result<ArrayRef> {
 fn broken(what: String) -> Error {
     Error::new(Code::PluginFailed, what)
 }
-
-#[cfg(test)]
-mod tests;

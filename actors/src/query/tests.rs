@@ -8,6 +8,7 @@ mod meaning;
 mod plugins;
 mod privileges;
 mod scans;
+mod transforms;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::{Env, real, sim};
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Outcome, Runnable, SessionContext};
+use kymo_kernel::message::{Outcome, PluginCommand, Runnable, SessionContext};
 use kymo_kernel::pools::{PoolSizes, Pools};
-use kymo_kernel::port::Budget;
+use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
@@ -30,6 +31,7 @@ use kymo_plugins::{Compiler, PluginHost};
 
 use super::{Ports, QueryActor, QueryService, Tables};
 use crate::engine::Engine;
+use crate::plugin_manager::{self, PluginManager};
 use crate::session::{QueryPorts, Session};
 
 /// A system without a gateway.
@@ -39,6 +41,7 @@ struct House {
     ports: QueryPorts,
     pools: Pools,
     plugins: Option<Arc<PluginHost>>,
+    manager: Option<(Running<PluginManager>, Port<PluginCommand>)>,
     _running: Running<QueryActor>,
 }
 
@@ -65,6 +68,15 @@ impl House {
 
     /// With plugins, whose compiled code lies in this folder.
     fn over(change: impl FnOnce(&mut Settings), plugins: Option<&Path>) -> House {
+        House::start(change, plugins, false)
+    }
+
+    /// With plugins and their manager, which keeps them in the metadata.
+    fn managed(change: impl FnOnce(&mut Settings), plugins: &Path) -> House {
+        House::start(change, Some(plugins), true)
+    }
+
+    fn start(change: impl FnOnce(&mut Settings), plugins: Option<&Path>, managed: bool) -> House {
         let mut settings = Settings::default();
         settings.server.data_dir = "/data".into();
         change(&mut settings);
@@ -83,8 +95,25 @@ impl House {
         let host = plugins.clone();
         let engine =
             Engine::start(&settings, &env, &pools, &supervisor, store.clone(), host).unwrap();
-        let changes =
-            Ports { ddl: engine.ddl().clone(), write: engine.write().clone(), plugins: None };
+        let manager = managed.then(|| {
+            let context = plugin_manager::Context::new(
+                settings.clone(),
+                env.clone(),
+                pools.clone(),
+                store.clone(),
+                engine.ddl().clone(),
+                plugins.clone(),
+            );
+            let spec = Spec::new("plugin-manager", "plugin_manager");
+            let running = supervisor.start(spec, move || PluginManager::new(context.clone()));
+            let commands = running.port(Budget::count(16));
+            (running, commands)
+        });
+        let changes = Ports {
+            ddl: engine.ddl().clone(),
+            write: engine.write().clone(),
+            plugins: manager.as_ref().map(|(_, commands)| commands.clone()),
+        };
         let service = QueryService::new(
             settings,
             env,
@@ -101,7 +130,7 @@ impl House {
             prepare: running.port(Budget::count(64)),
             query: running.port(Budget::count(1024)),
         };
-        House { engine, supervisor, ports, pools, plugins, _running: running }
+        House { engine, supervisor, ports, pools, plugins, manager, _running: running }
     }
 
     fn session(&self) -> Session {
