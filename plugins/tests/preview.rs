@@ -1,8 +1,9 @@
 //! The preview interfaces: window functions, table functions and ingest transforms.
-#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test reads its files")]
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
@@ -62,6 +63,36 @@ fn a_table_function_hands_out_batches_to_its_end() {
     let error = cursor.next(10).unwrap_err();
     assert!(error.message().contains("11 rows where 10 were asked for"), "{error}");
     assert!(cursor.next(10).unwrap().is_none());
+}
+
+/// Other packages test with the component and cannot pack it themselves. `KYMO_WRITE_FIXTURES`
+/// writes it anew.
+#[test]
+fn the_component_that_others_test_with_is_this_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preview.wasm");
+    let component = preview();
+    if std::env::var_os("KYMO_WRITE_FIXTURES").is_some() {
+        std::fs::write(&path, &component).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == component, "{} is of another text", path.display());
+}
+
+#[test]
+fn a_table_function_that_never_answers_or_traps_ends_alone() {
+    let (bench, version) = started(|settings| settings.call_timeout_ms = 100);
+    let query = bench.query();
+    let one: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    for (name, code) in [("stuck", Code::Deadline), ("broken", Code::PluginFailed)] {
+        let mut cursor =
+            Cursor::open(&query, &function(&version, name), 0, std::slice::from_ref(&one)).unwrap();
+        assert_eq!(cursor.next(10).unwrap_err().code(), code);
+        assert!(cursor.next(10).unwrap().is_none());
+    }
+    let numbers = function(&version, "numbers");
+    let mut cursor = Cursor::open(&query, &numbers, 0, &[one]).unwrap();
+    assert_eq!(cursor.next(10).unwrap().unwrap().num_rows(), 1);
+    drop(cursor);
+    assert_eq!(bench.host.engine().instances(), 0);
 }
 
 fn pipeline(bench: &Bench, version: &Arc<PluginVersion>, budget: &Arc<Budget>) -> Pipeline {

@@ -1,7 +1,7 @@
-//! A plugin of the preview interfaces: a window function, a table function, and a transform
-//! that misbehaves when a batch has certain numbers of rows.
+//! A plugin of the preview interfaces: a window function, table functions, of which some
+//! misbehave, and a transform that misbehaves when a batch has certain numbers of rows.
 
-use super::{FLOAT64, INT64, Told, catalog, component};
+use super::{FLOAT64, INT64, Told, UTF8, catalog, component};
 
 /// A batch of so many rows makes the transform trap.
 pub const TRAPS: usize = 13;
@@ -20,7 +20,10 @@ fn functions() -> Vec<Told> {
     overfull.overloads[0].1 = vec![INT64];
     let mut peers = told("peers", 2);
     peers.overloads[0] = (vec![FLOAT64], vec![INT64], vec![]);
-    vec![peers, told("numbers", 3), transform, overfull]
+    peers.overloads.push((vec![UTF8, INT64], vec![INT64], vec![]));
+    let mut numbers = told("numbers", 3);
+    numbers.overloads.push((vec![INT64, UTF8], vec![INT64], vec![]));
+    vec![peers, numbers, transform, overfull, told("stuck", 3), told("broken", 3)]
 }
 
 /// The component.
@@ -83,6 +86,8 @@ pub fn preview() -> Vec<u8> {
     (local $to i32) (local $row i32) (local $rows i32)
     (i32.store8 (i32.const 512) (i32.const 0))
     (i32.store8 (i32.const 516) (i32.const 0))
+    (if (i32.eq (global.get $which) (i32.const 4)) (then (loop $on (br $on))))
+    (if (i32.eq (global.get $which) (i32.const 5)) (then (unreachable)))
     (if (i64.eqz (global.get $left)) (then (return (i32.const 512))))
     (local.set $rows (local.get $most))
     (if (i64.lt_u (global.get $left) (i64.extend_i32_u (local.get $most)))
