@@ -178,6 +178,35 @@ async fn functions_hold_their_plugin_and_say_what_they_miss() {
 }
 
 #[tokio::test]
+async fn a_function_is_called_by_the_name_that_it_was_given() {
+    const C2F: &[u8] = include_bytes!("../plugins/guests/c2f/c2f.wasm");
+    const GOLDEN: &[u8] = include_bytes!("../plugins/guests/golden-0.1.0/golden-0.1.0.wasm");
+    let server = Server::start(Options::new());
+    install(&server, "weather", C2F.to_vec()).await;
+    install(&server, "golden", GOLDEN.to_vec()).await;
+    for (name, of) in
+        [("fahrenheit", "weather FUNCTION c2f"), ("middle", "golden FUNCTION golden_mean")]
+    {
+        let create = format!(
+            "CREATE FUNCTION {name}(x DOUBLE PRECISION) RETURNS DOUBLE PRECISION \
+             LANGUAGE wasm AS PLUGIN {of}"
+        );
+        server.sql(&create).await;
+    }
+    let sql = "SELECT fahrenheit(100.0) AS f, middle(value) AS m, sum(value) AS s \
+               FROM generate_series(1, 9) WHERE Fahrenheit(value) > 40";
+    assert_eq!(server.sql(sql).await, [json!({ "f": 212.0, "m": 7.0, "s": 35 })]);
+    let sql = "SELECT value, middle(value) OVER (ORDER BY value ROWS 1 PRECEDING) AS m \
+               FROM generate_series(1, 3) ORDER BY value DESC LIMIT 1";
+    assert_eq!(server.sql(sql).await, [json!({ "value": 3, "m": 2.5 })]);
+    server.sql("DROP FUNCTION fahrenheit").await;
+    let gone = server.try_sql("SELECT fahrenheit(1.0)").await.expect("an answer");
+    assert!(gone.text().contains("does not exist"), "{}", gone.text());
+    let meant = server.try_sql("SELECT c2f(1.0)").await.expect("an answer");
+    assert!(meant.text().contains("did you mean weather.c2f()?"), "{}", meant.text());
+}
+
+#[tokio::test]
 async fn a_kill_leaves_all_of_an_installation_or_nothing() {
     let mut server = Server::start(Options::new());
     for round in 0..6_u64 {

@@ -32,6 +32,7 @@ use super::error::from_engine;
 use super::functions::{self, Bounds};
 use super::owners::Owners;
 use super::params::Lengths;
+use super::plugin::{Called, Ordered, Place};
 
 /// Rows in a batch: enough to amortise calls, few enough to stay in the cache.
 pub(super) const BATCH_ROWS: usize = 8192;
@@ -158,6 +159,7 @@ pub(super) fn base(
     register(&context, &parts, statics);
     let mut state = context.state();
     state.register_expr_planner(Arc::new(Lengths)).map_err(from_engine)?;
+    state.register_expr_planner(Arc::new(Ordered)).map_err(from_engine)?;
     state.table_factories_mut().clear();
     Ok(state)
 }
@@ -203,8 +205,12 @@ fn compatibility() -> Vec<ScalarUDF> {
     ]
 }
 
-/// Whether the engine itself has a function of this name.
-pub(super) fn has_function(state: &SessionState, name: &str) -> bool {
+/// Whether the engine itself has a function of this name for this place.
+pub(super) fn has_function(state: &SessionState, called: &Called) -> bool {
+    let name = called.key.as_str();
+    if called.place == Place::From {
+        return state.table_functions().contains_key(name);
+    }
     state.scalar_functions().contains_key(name)
         || state.aggregate_functions().contains_key(name)
         || state.window_functions().contains_key(name)

@@ -157,7 +157,7 @@ impl Engine {
     ) -> Result<(SessionState, Option<Arc<Lending>>)> {
         let mut state = self.state(session);
         let Some(host) = &self.plugins else { return Ok((state, None)) };
-        if planned.calls.iter().all(|called| build::has_function(&state, &called.key)) {
+        if planned.calls.iter().all(|called| build::has_function(&state, called)) {
             return Ok((state, None));
         }
         let terms = Terms {
@@ -184,7 +184,8 @@ impl Engine {
                 let deadline = limit.map(|limit| self.env.clock.monotonic() + limit);
                 let (state, lending) = self.lend(&session, planned, Arc::default(), deadline)?;
                 let snapshot = self.tables.catalog();
-                let typed = plan::prepare(&state, &snapshot, &statement, planned, &types).await?;
+                let typed = plan::prepare(&state, &snapshot, &statement, planned, &types).await;
+                let typed = typed.map_err(|error| explain(error, planned, lending.as_ref()))?;
                 let plan = match lending {
                     Some(lending) => {
                         lending.verdict()?;
@@ -452,7 +453,11 @@ impl Engine {
         let began = self.env.clock.monotonic();
         let deadline = job.limits.deadline;
         let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
-        let plan = self.bound(&state, lending.as_ref(), job).await?;
+        let plan = self.bound(&state, lending.as_ref(), job).await;
+        let plan = plan.map_err(|error| match job.planned() {
+            Ok(planned) => explain(error, planned, lending.as_ref()),
+            Err(_) => error,
+        })?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let plan = state.optimize(&plan).map_err(from_engine)?;
         // The optimizer leaves constants that it cannot evaluate for later. A plugin that has
@@ -590,6 +595,14 @@ async fn whole(mut stream: SendableRecordBatchStream) -> Result<SendableRecordBa
     }
     let batches = futures::stream::iter(batches);
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+}
+
+/// An error of planning, which may be about a call of a plugin's function.
+fn explain(error: Error, planned: &Planned, lending: Option<&Arc<Lending>>) -> Error {
+    match lending {
+        Some(lending) => lending.explain(error, &planned.calls),
+        None => error,
+    }
 }
 
 fn gone() -> Error {

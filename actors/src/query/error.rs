@@ -185,6 +185,12 @@ fn plain(text: &str) -> Error {
     if lower.starts_with("invalid function '") || lower.starts_with("table function '") {
         return function_missing(&text);
     }
+    if let Some(name) = text.strip_prefix("There is no window function named ") {
+        return Error::new(
+            Code::FunctionNotFound,
+            format!("window function {name}() does not exist"),
+        );
+    }
     if lower.contains("does not support zero arguments")
         || lower.contains("no function matches")
         || lower.contains("failed to coerce arguments")

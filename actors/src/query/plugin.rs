@@ -3,6 +3,7 @@
 //! ```text
 //! names of a statement ── calls ──► lending: one snapshot of the registry, the query's instances
 //!                                      │ scalar │ aggregate (groups, single, gather)
+//!                                      │ window │ table
 //!                                      ▼
 //!                  functions of one statement's state ── bind ──► a prepared plan, run again
 //! ```
@@ -17,16 +18,20 @@ mod calls;
 mod gather;
 mod groups;
 mod lending;
+mod meant;
 mod overloads;
 mod scalar;
 mod single;
+mod table;
+mod window;
 
 use datafusion::common::DataFusionError;
 use kymo_kernel::Error;
 
 pub(super) use bind::{bound, unbound};
-pub(super) use calls::Called;
+pub(super) use calls::{Called, Place};
 pub(super) use lending::{Lending, Terms};
+pub(super) use window::Ordered;
 
 /// Our error on its way through the engine, which hands it on as it is.
 fn foreign(error: Error) -> DataFusionError {

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, DataType, Expr, FunctionArguments, Ident, ObjectName, ObjectNamePart,
-    TableFactor, Value, VisitMut, VisitorMut,
+    TableAlias, TableFactor, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 use datafusion_pg_catalog::pg_catalog::PG_CATALOG_TABLES;
@@ -20,7 +20,7 @@ use super::command::Names;
 use super::duration::Span;
 use super::names;
 use super::parse::Failure;
-use super::plugin::Called;
+use super::plugin::{Called, Place};
 
 /// Holds the compatibility rewrites, which are costly to build.
 #[derive(Debug)]
@@ -113,6 +113,11 @@ impl VisitorMut for Dialect {
             _ => false,
         };
         self.late |= holds;
+        match table {
+            TableFactor::Table { name, args: Some(_), alias, .. } => self.table(name, alias, None),
+            TableFactor::Function { name, alias, .. } => self.table(name, alias, Some('"')),
+            _ => {}
+        }
         ControlFlow::Continue(())
     }
 
@@ -129,9 +134,35 @@ impl VisitorMut for Dialect {
 
 impl Dialect {
     fn calls(&mut self, name: &mut ObjectName) {
-        if let Some(called) = Called::read(name)
+        if let Some(called) = Called::read(name, Place::Value)
             && !self.calls.contains(&called)
         {
+            self.calls.push(called);
+        }
+    }
+
+    /// A function in `FROM`. The engine's planner looks at one part of its name only, quotes and
+    /// all, so every name becomes one part as it is looked up; a table of a plugin is called by
+    /// the last of its parts.
+    fn table(
+        &mut self,
+        name: &mut ObjectName,
+        alias: &mut Option<TableAlias>,
+        quote: Option<char>,
+    ) {
+        strip_catalog(name, &[]);
+        let Some(called) = Called::read(name, Place::From) else { return };
+        if let [_, function] = called.parts.as_slice() {
+            alias.get_or_insert_with(|| TableAlias {
+                explicit: true,
+                name: Ident::with_quote('"', function),
+                columns: Vec::new(),
+                at: None,
+            });
+        }
+        let ident = Ident { quote_style: quote, ..Ident::new(called.key.clone()) };
+        *name = ObjectName::from(vec![ident]);
+        if !self.calls.contains(&called) {
             self.calls.push(called);
         }
     }
@@ -496,6 +527,22 @@ mod tests {
         assert!(rewritten_keys.contains("unnest(a.b) AS y"), "{rewritten_keys}");
         let kept = "SELECT CASE WHEN a THEN (SELECT max(b) FROM u) ELSE NULL END AS x FROM t";
         assert!(rewritten(kept).contains("(SELECT max(b)"), "{}", rewritten(kept));
+    }
+
+    #[test]
+    fn names_of_table_functions_become_one_part() {
+        assert_eq!(
+            rewritten("SELECT * FROM Weather.Stations(1)"),
+            "SELECT * FROM weather.stations(1) AS \"stations\""
+        );
+        assert_eq!(
+            rewritten("SELECT * FROM weather.stations(1) AS s, LATERAL weather.near(2) AS n"),
+            "SELECT * FROM weather.stations(1) AS s, LATERAL \"weather.near\"(2) AS n"
+        );
+        assert_eq!(
+            rewritten("SELECT * FROM pg_catalog.Generate_Series(1, 2)"),
+            "SELECT * FROM generate_series(1, 2)"
+        );
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, Result as EngineResult};
+use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Expr, LogicalPlan, WindowFunctionDefinition};
+use datafusion::logical_expr::{Expr, LogicalPlan, WindowFunctionDefinition, WindowUDF};
 use kymo_kernel::Result;
 use kymo_plugins::PluginFunction;
 
@@ -17,6 +18,8 @@ use super::calls::Called;
 use super::foreign;
 use super::lending::Lending;
 use super::scalar::{PluginScalar, same};
+use super::table::PluginTable;
+use super::window::PluginWindow;
 
 /// The plan with no statement's instances in it.
 ///
@@ -48,11 +51,14 @@ struct Rebinding<'a> {
 impl Rebinding<'_> {
     fn plan(&mut self, plan: LogicalPlan) -> EngineResult<LogicalPlan> {
         let node = |plan: LogicalPlan| {
-            let names = NamePreserver::new(&plan);
-            plan.map_expressions(|expr| {
-                let name = names.save(&expr);
-                let expr = expr.transform_up(|expr| self.expression(expr))?;
-                Ok(expr.update_data(|expr| name.restore(expr)))
+            let plan = self.table(plan)?;
+            let names = NamePreserver::new(&plan.data);
+            plan.transform_data(|plan| {
+                plan.map_expressions(|expr| {
+                    let name = names.save(&expr);
+                    let expr = expr.transform_up(|expr| self.expression(expr))?;
+                    Ok(expr.update_data(|expr| name.restore(expr)))
+                })
             })
         };
         Ok(plan.transform_up_with_subqueries(node)?.data)
@@ -71,7 +77,7 @@ impl Rebinding<'_> {
             Expr::AggregateFunction(call) => self.aggregate(&mut call.func)?,
             Expr::WindowFunction(call) => match &mut call.fun {
                 WindowFunctionDefinition::AggregateUDF(aggregate) => self.aggregate(aggregate)?,
-                WindowFunctionDefinition::WindowUDF(_) => false,
+                WindowFunctionDefinition::WindowUDF(window) => self.window(window)?,
             },
             _ => false,
         };
@@ -88,6 +94,26 @@ impl Rebinding<'_> {
         self.look(ours.called(), ours.function())?;
         *aggregate = ours.lent(self.lending);
         Ok(true)
+    }
+
+    fn window(&mut self, window: &mut Arc<WindowUDF>) -> EngineResult<bool> {
+        let Some(ours) = window.inner().downcast_ref::<PluginWindow>() else { return Ok(false) };
+        self.look(ours.called(), ours.function())?;
+        *window = ours.lent(self.lending);
+        Ok(true)
+    }
+
+    /// A table that a plugin makes.
+    fn table(&mut self, plan: LogicalPlan) -> EngineResult<Transformed<LogicalPlan>> {
+        let LogicalPlan::TableScan(mut scan) = plan else { return Ok(Transformed::no(plan)) };
+        let provider = source_as_provider(&scan.source).ok();
+        let ours = provider.as_ref().and_then(|provider| provider.downcast_ref::<PluginTable>());
+        let Some(ours) = ours else {
+            return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
+        };
+        self.look(ours.called(), ours.function())?;
+        scan.source = provider_as_source(ours.lent(self.lending));
+        Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
     }
 
     /// Notes whether a name still means the function.

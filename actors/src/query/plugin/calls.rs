@@ -9,12 +9,23 @@ pub(crate) struct Called {
     pub(crate) key: String,
     /// Its parts, in lower case unless quoted.
     pub(crate) parts: Vec<String>,
+    /// Where it is called.
+    pub(crate) place: Place,
+}
+
+/// Where a call stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    /// Among values.
+    Value,
+    /// In `FROM`.
+    From,
 }
 
 impl Called {
     /// Reads a function's name; the unquoted parts of a name of several become lower case,
     /// which the engine leaves out. `None` for names that are no identifiers.
-    pub(crate) fn read(name: &mut ObjectName) -> Option<Called> {
+    pub(crate) fn read(name: &mut ObjectName, place: Place) -> Option<Called> {
         for part in &mut name.0 {
             if let Some(ident) = part.as_ident()
                 && ident.quote_style.is_none()
@@ -30,7 +41,7 @@ impl Called {
             [name] => name.clone(),
             _ => name.to_string(),
         };
-        Some(Called { key, parts })
+        Some(Called { key, parts, place })
     }
 }
 
@@ -40,7 +51,7 @@ mod tests {
 
     fn read(parts: &[Ident]) -> (String, Called) {
         let mut name = ObjectName::from(parts.to_vec());
-        let called = Called::read(&mut name).unwrap();
+        let called = Called::read(&mut name, Place::Value).unwrap();
         (name.to_string(), called)
     }
 

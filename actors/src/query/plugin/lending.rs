@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::registry::FunctionRegistry;
-use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 use kymo_kernel::message::SessionContext;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
@@ -22,8 +22,11 @@ use super::super::build::has_function;
 use super::super::error::from_engine;
 use super::account::Account;
 use super::aggregate::PluginAggregate;
-use super::calls::Called;
+use super::calls::{Called, Place};
+use super::meant;
 use super::scalar::PluginScalar;
+use super::table::PluginTableFunction;
+use super::window::PluginWindow;
 
 /// What ends the calls of a statement, and what they may know.
 pub(in super::super) struct Terms {
@@ -92,11 +95,20 @@ impl Lending {
         calls: &[Called],
     ) -> Result<()> {
         for called in calls {
-            if has_function(state, &called.key) {
+            if has_function(state, called) {
                 continue;
             }
-            let Some(function) = self.resolve(called)? else { continue };
-            match function.function().kind {
+            let found = self.resolve(called);
+            let hinted = |error: Error| match error.code() {
+                Code::FunctionNotFound => meant::hinted(error, called, &self.plugins, self.seed),
+                _ => error,
+            };
+            let Some(function) = found.map_err(hinted)? else { continue };
+            let kind = function.function().kind;
+            match kind {
+                _ if (kind == Kind::Table) != (called.place == Place::From) => {
+                    return Err(misplaced(called, kind));
+                }
                 Kind::Scalar => {
                     let scalar = PluginScalar::new(called.clone(), function, self.clone());
                     state.register_udf(Arc::new(ScalarUDF::from(scalar))).map_err(from_engine)?;
@@ -106,11 +118,15 @@ impl Lending {
                     let aggregate = Arc::new(AggregateUDF::from(aggregate));
                     state.register_udaf(aggregate).map_err(from_engine)?;
                 }
-                kind @ (Kind::Window | Kind::Table | Kind::Transform) => {
-                    let kind = kind.as_str();
-                    let text = format!("{} is a {kind} function and cannot stand here", called.key);
-                    return Err(Error::new(Code::Unsupported, text));
+                Kind::Window => {
+                    let window = PluginWindow::new(called.clone(), function, self.clone());
+                    state.register_udwf(Arc::new(WindowUDF::from(window))).map_err(from_engine)?;
                 }
+                Kind::Table => {
+                    let table = PluginTableFunction::new(called.clone(), function, self.clone());
+                    state.register_udtf(&called.key, Arc::new(table));
+                }
+                Kind::Transform => return Err(misplaced(called, kind)),
             }
         }
         Ok(())
@@ -134,6 +150,22 @@ impl Lending {
             Err(error) if error.code() == Code::PluginNotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// An error of planning a statement that makes these calls, with a hint where it is about
+    /// one of them.
+    pub(in super::super) fn explain(&self, error: Error, calls: &[Called]) -> Error {
+        meant::explain(error, calls, self)
+    }
+
+    /// The plugins as they were when the statement was planned.
+    pub(super) fn plugins(&self) -> &PluginMap {
+        &self.plugins
+    }
+
+    /// Decides which trials of versions the statement takes part in.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// The instances for calls whose memory nobody else charges.
@@ -189,6 +221,17 @@ impl Lending {
             None => Ok(()),
         }
     }
+}
+
+/// A function where another kind of function is wanted.
+fn misplaced(called: &Called, kind: Kind) -> Error {
+    let text = format!("{} is a {} function and cannot stand here", called.key, kind.as_str());
+    let hint = match kind {
+        Kind::Table => "call it in FROM",
+        Kind::Transform => "it works on rows that are written",
+        Kind::Scalar | Kind::Aggregate | Kind::Window => "in FROM stand tables and table functions",
+    };
+    Error::new(Code::Unsupported, text).with_hint(hint)
 }
 
 fn slot(function: &PluginFunction, overload: usize) -> (usize, usize) {

@@ -1,6 +1,9 @@
 //! Functions of plugins in statements: they answer as the engine's own do, end when they must,
 //! and change their version between statements and never within one.
 
+mod preview;
+mod work;
+
 use std::time::Duration;
 
 use kymo_plugins::{LoadOptions, PluginVersion};
@@ -188,6 +191,10 @@ fn window_frames_answer_as_native_ones() {
         "PARTITION BY n % 600 ORDER BY n",
         "PARTITION BY n % 600 ORDER BY n ROWS BETWEEN 3 PRECEDING AND CURRENT ROW",
         "PARTITION BY n % 10",
+        "ORDER BY n RANGE BETWEEN 10 PRECEDING AND CURRENT ROW",
+        "ORDER BY n / 7 GROUPS BETWEEN 2 PRECEDING AND 1 PRECEDING",
+        "PARTITION BY n % 10 ORDER BY n DESC ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING",
+        "PARTITION BY n % 10 ORDER BY n ROWS BETWEEN 5 FOLLOWING AND 9 FOLLOWING",
     ] {
         for (plugin, native) in
             [("golden.golden_mean(x)", "avg(x)"), ("tdigest.tdigest_quantile(x, 0)", "min(x)")]
