@@ -468,6 +468,12 @@ impl Engine {
         let planner = state.query_planner();
         let physical = planner.create_physical_plan(&plan, &state).await.map_err(from_engine)?;
         let physical = interruptible(physical, gone).map_err(from_engine)?;
+        let physical = match &lending {
+            Some(_) => {
+                plugin::coalesced(physical, state.config().batch_size()).map_err(from_engine)?
+            }
+            None => physical,
+        };
         let planning = self.env.clock.monotonic().saturating_sub(began);
         metrics().queries.planning_seconds.observe(planning.as_secs_f64());
         let context = state.task_ctx();

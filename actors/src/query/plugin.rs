@@ -13,6 +13,7 @@
 
 mod account;
 mod aggregate;
+mod batches;
 mod bind;
 mod calls;
 mod gather;
@@ -28,6 +29,7 @@ mod window;
 use datafusion::common::DataFusionError;
 use kymo_kernel::Error;
 
+pub(super) use batches::coalesced;
 pub(super) use bind::{bound, unbound};
 pub(super) use calls::{Called, Place};
 pub(super) use lending::{Lending, Terms};

@@ -2,6 +2,54 @@
 
 use super::*;
 
+/// How many batches a statement answers, and their rows.
+fn batches(lab: &Lab, sql: &'static str) -> (usize, usize) {
+    let session = lab.house.session();
+    lab.house.run(async move {
+        let statement = session.parse(sql).await.unwrap().remove(0);
+        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await;
+        let Outcome::Rows { mut stream, .. } = outcome.unwrap() else { panic!("no rows") };
+        let (mut batches, mut rows) = (0, 0);
+        while let Some(batch) = stream.next().await {
+            (batches, rows) = (batches + 1, rows + batch.unwrap().num_rows());
+        }
+        (batches, rows)
+    })
+}
+
+#[test]
+fn short_batches_are_joined_before_they_reach_a_plugin() {
+    let lab = Lab::golden();
+    let temperature = lab.install("temperature", TEMPERATURE);
+    let map = lab.host().registry().snapshot();
+    let golden = map.get("golden").unwrap().active.clone().unwrap();
+    lab.one("CREATE TABLE t (host TEXT TAG, v DOUBLE PRECISION, time TIMESTAMPTZ)");
+    for row in 0..20 {
+        lab.one(&format!("INSERT INTO t VALUES ('a', {row}, to_timestamp({row}))"));
+        lab.house.flush();
+    }
+    let (short, rows) = batches(&lab, "SELECT v FROM t");
+    assert_eq!(rows, 20);
+    assert!(short >= 10, "{short} batches of a table that was written in 20");
+    for (sql, version, expected) in [
+        ("SELECT sum(temperature.c2f(v)) FROM t", &temperature, "982.0"),
+        ("SELECT count(*) FROM t WHERE temperature.c2f(v) > 32", &temperature, "19"),
+        (
+            "SELECT count(*) FROM (SELECT temperature.c2f(v) AS f FROM t) AS g WHERE f > 32",
+            &temperature,
+            "19",
+        ),
+        ("SELECT golden.golden_mean(v) FROM t", &golden, "9.5"),
+    ] {
+        let before = version.stats().counts();
+        assert_eq!(lab.one(sql), expected, "{sql}");
+        let after = version.stats().counts();
+        let made = after.calls - before.calls;
+        // Start and one batch, or what an aggregate is asked until it has its result.
+        assert!(made <= 6, "{sql}: {made} calls for {short} batches");
+    }
+}
+
 /// Waits until the workers of statements that have ended hold no instance.
 fn no_instances(lab: &Lab) {
     let clock = real::env().clock;
