@@ -308,7 +308,10 @@ section! {
         memory_bytes: u64 = 64 * MIB,
         /// The largest limit for the memory of one instance that a plugin may be installed with.
         max_memory_bytes: u64 = 256 * MIB,
-        /// Entries in the function tables of one instance.
+        /// Linear memories of one instance, which share its `memory_bytes`: an interpreter has
+        /// three. For each, address space is set aside.
+        max_memories: u32 = 4,
+        /// Entries in each function table of one instance.
         max_table_elements: usize = 20_000,
         /// Stack of a call.
         stack_bytes: usize = 512 * 1024,

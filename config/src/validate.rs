@@ -189,6 +189,7 @@ impl Rules<'_> {
             ("plugins.instance_wait_ms", p.instance_wait_ms),
             ("plugins.memory_bytes", p.memory_bytes),
             ("plugins.max_memory_bytes", p.max_memory_bytes),
+            ("plugins.max_memories", u64::from(p.max_memories)),
             ("plugins.max_table_elements", p.max_table_elements as u64),
             ("plugins.stack_bytes", p.stack_bytes as u64),
             ("plugins.call_timeout_ms", p.call_timeout_ms),

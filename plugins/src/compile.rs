@@ -19,9 +19,10 @@ use kymo_kernel::pools::{NamedThread, thread};
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use wasmtime::component::Component;
 
 use crate::engine;
-use crate::validate::{CodeLimits, validate};
+use crate::validate::{CodeLimits, check_resources, validate};
 
 /// The hidden subcommand of the binary that compiles. Its one argument is a [`Request`].
 pub const SUBCOMMAND: &str = "plugin-compile";
@@ -85,11 +86,7 @@ impl Compiler {
         Compiler {
             program,
             request: Request {
-                limits: CodeLimits {
-                    bytes: settings.max_component_bytes,
-                    functions: settings.max_code_functions as u64,
-                    body_bytes: settings.max_code_body_bytes,
-                },
+                limits: CodeLimits::of(settings),
                 stack_bytes: settings.stack_bytes,
                 memory_bytes: settings.compile_memory_bytes,
                 cpu_seconds: settings.compile_timeout_ms.div_ceil(1000),
@@ -255,7 +252,7 @@ fn compile_here(request: Request) -> Result<()> {
     bound(libc::RLIMIT_AS, request.memory_bytes, request.memory_bytes)?;
     bound(libc::RLIMIT_CPU, request.cpu_seconds, request.cpu_seconds + 1)?;
     bound(libc::RLIMIT_CORE, 0, 0)?;
-    let wasm = read(std::io::stdin().lock(), request.limits.bytes + 1)
+    let wasm = read(std::io::stdin().lock(), request.limits.bytes.saturating_add(1))
         .map_err(|error| Error::io("read the component", error))?;
     let compiled = compile_aside(wasm, request)?;
     std::io::stdout().write_all(&compiled).map_err(|error| Error::io("write compiled code", error))
@@ -273,9 +270,12 @@ fn compile_aside(wasm: Vec<u8>, request: Request) -> Result<Vec<u8>> {
 fn compile_bytes(wasm: &[u8], request: &Request) -> Result<Vec<u8>> {
     let component = validate(wasm, &request.limits)?;
     let engine = engine::compiler(request.stack_bytes)?;
-    engine
-        .precompile_component(&component)
-        .map_err(|error| Error::new(Code::InvalidInput, format!("it does not compile: {error:#}")))
+    let broken = |error: wasmtime::Error| {
+        Error::new(Code::InvalidInput, format!("it does not compile: {error:#}"))
+    };
+    let compiled = Component::new(&engine, &component).map_err(broken)?;
+    check_resources(compiled.resources_required().as_ref(), &request.limits)?;
+    compiled.serialize().map_err(broken)
 }
 
 fn bound(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Result<()> {

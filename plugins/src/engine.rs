@@ -21,8 +21,12 @@ use crate::permits::Permits;
 /// Time between two looks of running code at its deadline.
 pub const TICK: Duration = Duration::from_millis(10);
 
-/// Core instances of one component instance: resources and imports add small ones of their own.
-const CORE_INSTANCES: u32 = 8;
+/// Core instances of one component instance: resources and imports add small ones of their own,
+/// and CPython comes with 38.
+pub(crate) const CORE_INSTANCES: u32 = 64;
+
+/// Tables of one component instance: as small, and as many.
+pub(crate) const TABLES: u32 = 16;
 
 /// The engine of the process and what its instances share.
 pub struct Engine {
@@ -167,7 +171,9 @@ fn base(stack_bytes: usize) -> Config {
         // Four gigabytes of addresses: loops of plugins need no bounds checks.
         .memory_reservation(4 << 30)
         .wasm_memory64(false)
-        .wasm_multi_memory(false)
+        // For the code between two modules of one component, each with a memory of its own. No
+        // module may come with several: `validate` refuses it.
+        .wasm_multi_memory(true)
         // Results must not depend on the processor.
         .wasm_relaxed_simd(false);
     config
@@ -176,18 +182,20 @@ fn base(stack_bytes: usize) -> Config {
 fn pooled(settings: &Plugins) -> Result<Config> {
     let too_many = || Error::new(Code::Settings, "plugins.max_instances is too large for a pool");
     let instances = u32::try_from(settings.max_instances).map_err(|_| too_many())?;
-    let core_instances = instances.checked_mul(CORE_INSTANCES).ok_or_else(too_many)?;
+    // Room for the most that every instance may have: who has a permit finds a place.
+    let all = |each: u32| instances.checked_mul(each).ok_or_else(too_many);
     let memory = usize::try_from(settings.max_memory_bytes).map_err(|_| too_many())?;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        .total_core_instances(core_instances)
-        .total_memories(instances)
-        .total_tables(instances.saturating_mul(2))
+        .total_core_instances(all(CORE_INSTANCES)?)
+        .total_memories(all(settings.max_memories)?)
+        .total_tables(all(TABLES)?)
         .table_elements(settings.max_table_elements)
         .max_memory_size(memory)
-        .max_core_instances_per_component(16)
-        .max_memories_per_component(1)
-        .max_tables_per_component(16)
+        // The limiter counts them, with a pool and without one.
+        .max_core_instances_per_component(u32::MAX)
+        .max_memories_per_component(settings.max_memories)
+        .max_tables_per_component(TABLES)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10)
         .pagemap_scan(Enabled::Auto)

@@ -190,11 +190,7 @@ impl Instance {
         let clock = birth.engine.env().clock.clone();
         let limits = version.limits();
         let state = HostState {
-            limiter: Limiter::new(
-                birth.context.memory.clone(),
-                limits.memory_bytes,
-                limits.table_elements,
-            ),
+            limiter: Limiter::new(birth.context.memory.clone(), limits),
             logger: Logger::new(
                 birth.log.clone(),
                 version.name().clone(),

@@ -23,6 +23,8 @@ pub struct OwnLimits {
 pub struct Limits {
     /// Memory of one instance, in bytes.
     pub memory_bytes: usize,
+    /// Memories of one instance, which share `memory_bytes`.
+    pub memories: usize,
     /// Entries of one function table.
     pub table_elements: usize,
     /// Time of one call.
@@ -55,6 +57,7 @@ impl Limits {
         let rows = own.batch_rows.map_or(server.max_batch_rows, size).min(server.max_batch_rows);
         Limits {
             memory_bytes: size(memory),
+            memories: server.max_memories as usize,
             table_elements: server.max_table_elements,
             call_timeout: Duration::from_millis(timeout),
             start_timeout: Duration::from_millis(server.start_timeout_ms),

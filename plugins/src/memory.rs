@@ -1,10 +1,14 @@
 //! The memory of an instance: bounded by the plugin's limit, charged to whoever it works for,
-//! and given back when the instance goes.
+//! and given back when the instance goes. An instance may have several memories, one for each
+//! module with data of its own; the bound is that of their sum.
 
 use std::sync::Arc;
 
 use kymo_kernel::Result;
 use wasmtime::ResourceLimiter;
+
+use crate::engine::{CORE_INSTANCES, TABLES};
+use crate::limits::Limits;
 
 /// Where the memory of plugins is charged: a query's share of the pool, a server's budget.
 pub trait MemoryAccount: Send + Sync {
@@ -43,7 +47,9 @@ pub(crate) enum Refusal {
 pub(crate) struct Limiter {
     account: Arc<dyn MemoryAccount>,
     memory_bytes: usize,
+    memories: usize,
     table_elements: usize,
+    /// Bytes of all its memories.
     charged: usize,
     /// What the growth under way has charged, to be given back if it fails after all.
     pending: usize,
@@ -51,12 +57,16 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    pub(crate) fn new(
-        account: Arc<dyn MemoryAccount>,
-        memory_bytes: usize,
-        table_elements: usize,
-    ) -> Limiter {
-        Limiter { account, memory_bytes, table_elements, charged: 0, pending: 0, refused: None }
+    pub(crate) fn new(account: Arc<dyn MemoryAccount>, limits: &Limits) -> Limiter {
+        Limiter {
+            account,
+            memory_bytes: limits.memory_bytes,
+            memories: limits.memories,
+            table_elements: limits.table_elements,
+            charged: 0,
+            pending: 0,
+            refused: None,
+        }
     }
 
     /// Bytes of linear memory that the instance has.
@@ -82,10 +92,11 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if desired > self.memory_bytes || maximum.is_some_and(|most| desired > most) {
+        let more = desired.saturating_sub(current);
+        let all = self.charged.saturating_add(more);
+        if all > self.memory_bytes || maximum.is_some_and(|most| desired > most) {
             return self.refuse(Refusal::Limit);
         }
-        let more = desired.saturating_sub(current);
         if self.account.try_grow(more).is_err() {
             return self.refuse(Refusal::Account);
         }
@@ -114,15 +125,15 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        16
+        CORE_INSTANCES as usize
     }
 
     fn tables(&self) -> usize {
-        16
+        TABLES as usize
     }
 
     fn memories(&self) -> usize {
-        1
+        self.memories
     }
 }
 
@@ -136,9 +147,11 @@ impl Drop for Limiter {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use kymo_config::settings::Plugins;
     use kymo_kernel::{Code, Error};
 
     use super::*;
+    use crate::limits::OwnLimits;
 
     struct Budget(AtomicUsize);
 
@@ -157,7 +170,8 @@ mod tests {
     #[test]
     fn growth_is_charged_refused_at_either_limit_and_given_back() {
         let budget = Arc::new(Budget(AtomicUsize::new(100)));
-        let mut limiter = Limiter::new(budget.clone(), 80, 10);
+        let limits = Limits { memory_bytes: 80, table_elements: 10, ..defaults() };
+        let mut limiter = Limiter::new(budget.clone(), &limits);
         assert!(limiter.memory_growing(0, 60, None).unwrap());
         assert_eq!(budget.0.load(Ordering::SeqCst), 40);
         assert!(!limiter.memory_growing(60, 81, None).unwrap());
@@ -169,5 +183,22 @@ mod tests {
         assert!(!limiter.table_growing(0, 11, None).unwrap());
         drop(limiter);
         assert_eq!(budget.0.load(Ordering::SeqCst), 70);
+    }
+
+    #[test]
+    fn several_memories_share_one_limit() {
+        let budget = Arc::new(Budget(AtomicUsize::new(100)));
+        let limits = Limits { memory_bytes: 80, ..defaults() };
+        let mut limiter = Limiter::new(budget.clone(), &limits);
+        assert!(limiter.memory_growing(0, 50, None).unwrap());
+        assert!(!limiter.memory_growing(0, 31, None).unwrap(), "the second one's 31 make 81");
+        assert_eq!(limiter.take_refusal(), Some(Refusal::Limit));
+        assert!(limiter.memory_growing(0, 30, None).unwrap());
+        assert!(!limiter.memory_growing(50, 51, None).unwrap());
+        assert_eq!((limiter.charged(), budget.0.load(Ordering::SeqCst)), (80, 20));
+    }
+
+    fn defaults() -> Limits {
+        Limits::of(&Plugins::default(), &OwnLimits::default())
     }
 }

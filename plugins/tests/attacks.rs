@@ -18,8 +18,8 @@ use kymo_plugins::{
 };
 use support::lab::{FRAMES, TEXTS, evil, lab};
 use support::{
-    Bench, Budget, FLOAT64, INT64, Told, bench, catalog, component, context, function, importing,
-    module,
+    Bench, Budget, FLOAT64, INT64, Told, bench, beside, catalog, component, context, function,
+    importing, module,
 };
 
 const ENOUGH: usize = 1 << 30;
@@ -387,6 +387,44 @@ fn what_is_no_plugin_is_refused_by_name() {
     let wasi = "(module (import \"wasi_snapshot_preview1\" \"fd_write\" \
         (func (param i32 i32 i32 i32) (result i32))))";
     assert!(refuse(&text(wasi)).contains("without WASI"));
+}
+
+#[test]
+fn memories_are_counted_and_share_their_plugins_limit() {
+    let bench = bench(|_| ());
+    let load = |wasm: &[u8]| bench.host.load("p", wasm, &LoadOptions::default());
+    let two = "(module (memory 1) (memory 1))";
+    let error = load(&beside(&lab(), two, 1)).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidInput, "{error}");
+    assert!(error.message().contains("multiple memories"), "{error}");
+    let imported = "(module (import \"a\" \"b\" (memory 1)) (memory 1))";
+    let error = load(&beside(&lab(), imported, 0)).unwrap_err();
+    assert!(error.message().contains("multiple memories"), "{error}");
+
+    let one = "(module (memory 1))";
+    works(&bench.query(), &load(&beside(&lab(), one, 3)).unwrap());
+    let error = load(&beside(&lab(), one, 4)).unwrap_err();
+    assert_eq!(error.code(), Code::TooLarge, "{error}");
+    assert!(error.message().contains("it has 5 memories, 4 are the most"), "{error}");
+    assert!(error.hint().unwrap().contains("plugins.max_memories = 5"), "{error:?}");
+    let tables = "(module (table 1 funcref))";
+    let error = load(&beside(&lab(), tables, 20)).unwrap_err();
+    assert!(error.message().contains("tables, 16 are the most"), "{error}");
+    let small = beside(&beside(&lab(), "(module)", 39), "(module)", 39);
+    let error = load(&small).unwrap_err();
+    assert_eq!(error.code(), Code::PluginFailed, "{error}");
+    assert!(error.message().contains("instance count too high"), "{error}");
+
+    // Four megabytes are the laboratory's own; 64 are the limit of all.
+    let megabytes = |number: u32| format!("(module (memory {}))", number * 16);
+    let error = load(&beside(&lab(), &megabytes(31), 2)).unwrap_err();
+    assert_eq!(error.code(), Code::OutOfMemory, "{error}");
+    assert!(error.message().contains("refused more memory than its 67108864"), "{error}");
+    let version = load(&beside(&lab(), &megabytes(29), 2)).unwrap();
+    attack(&bench.host, &version, "evil", evil("hoard")).unwrap();
+    let high = version.stats().counts().memory_high_water;
+    assert!((62 << 20..=64 << 20).contains(&high), "{high} bytes");
+    assert_eq!(bench.host.engine().instances(), 0);
 }
 
 #[test]

@@ -89,6 +89,36 @@ fn what_is_too_large_is_refused_before_it_is_compiled() {
     assert!(error.message().contains("100 are the most"), "{error}");
 }
 
+#[test]
+fn components_with_several_memories_inside_are_compiled() {
+    let bench = bench(|_| ());
+    let wasm = include_bytes!("fixtures/talking.wasm");
+    // As far as the interface, which it does not have.
+    let error = bench.host.load("p", wasm, &LoadOptions::default()).unwrap_err();
+    assert!(error.message().contains("kymo:udf/catalog"), "{error}");
+    assert_eq!(cached(&bench).len(), 1, "it was compiled");
+}
+
+#[test]
+fn what_has_to_be_raised_is_said_all_at_once() {
+    let settings = |settings: &mut kymo_config::settings::Plugins| {
+        settings.max_code_functions = 5;
+        settings.max_code_body_bytes = 100;
+    };
+    let tight = bench(settings);
+    let error = tight.host.load("lab", &lab(), &LoadOptions::default()).unwrap_err();
+    assert_eq!(error.code(), Code::TooLarge);
+    let hint = error.hint().unwrap();
+    let all = "plugins.max_code_functions = 1000 and plugins.max_code_body_bytes = 65536";
+    assert!(hint.contains(all), "{hint}");
+    let raised = bench(|changed| {
+        settings(changed);
+        changed.max_code_functions = 1000;
+        changed.max_code_body_bytes = 65_536;
+    });
+    assert_eq!(c2f(&raised.query(), &raised.publish("lab", &lab())), 33.8);
+}
+
 /// A component around one module with such functions: valid, small, and a day's work.
 fn bomb(functions: usize, locals: usize, body: &str) -> Vec<u8> {
     let mut text = String::from("(module (memory 1)\n");

@@ -87,6 +87,30 @@ pub fn around(module: &[u8]) -> Vec<u8> {
     component
 }
 
+/// The same component with this module in it too, and so many instances of it that do nothing.
+pub fn beside(component: &[u8], module: &str, instances: u8) -> Vec<u8> {
+    let mut depth = 0;
+    let mut modules = 0;
+    for payload in wasmparser::Parser::new(0).parse_all(component) {
+        match payload.unwrap() {
+            wasmparser::Payload::ModuleSection { .. } => {
+                modules += u8::from(depth == 0);
+                depth += 1;
+            }
+            wasmparser::Payload::ComponentSection { .. } => depth += 1,
+            wasmparser::Payload::End(_) => depth -= i32::from(depth > 0),
+            _ => {}
+        }
+    }
+    assert!(modules < 128 && instances < 40, "both are written as one byte");
+    let module = around(&wat::parse_str(module).unwrap());
+    let mut component = component.to_vec();
+    component.extend_from_slice(&module[8..]);
+    component.extend([2, 1 + 3 * instances, instances]);
+    component.extend([0, modules, 0].repeat(usize::from(instances)));
+    component
+}
+
 pub fn encode(module: &[u8]) -> std::result::Result<Vec<u8>, String> {
     let encoder = ComponentEncoder::default().validate(true).module(module);
     encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| format!("{error:#}"))
