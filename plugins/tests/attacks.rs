@@ -13,8 +13,10 @@ use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::Float64Type;
 use kymo_kernel::env::{Clock, real::RealClock};
 use kymo_kernel::{Code, Error};
+use kymo_plugins::validate::{CodeLimits, validate};
 use kymo_plugins::{
-    Accumulator, Argument, Emit, Fault, LoadOptions, PluginHost, PluginVersion, State,
+    Accumulator, Argument, Emit, Fault, Kind, LoadOptions, PluginFunction, PluginHost,
+    PluginVersion, State,
 };
 use support::lab::{FRAMES, TEXTS, evil, lab};
 use support::{
@@ -390,6 +392,26 @@ fn what_is_no_plugin_is_refused_by_name() {
 }
 
 #[test]
+fn the_line_of_an_interface_is_part_of_its_name() {
+    let bench = bench(|_| ());
+    let good = String::from_utf8_lossy(&lab()).into_owned();
+    assert!(good.contains("kymo:udf/catalog@0.1.0"));
+    let of_line = |line: &[u8; 6]| {
+        let mut wasm = lab();
+        let places: Vec<usize> =
+            (0..wasm.len() - 6).filter(|at| wasm[*at..].starts_with(b"@0.1.0")).collect();
+        places.into_iter().for_each(|at| wasm[at..at + 6].copy_from_slice(line));
+        bench.host.load("lab", &wasm, &LoadOptions::default())
+    };
+    works(&bench.query(), &of_line(b"@0.1.9").unwrap());
+    for newer in [b"@0.2.0", b"@1.0.0"] {
+        let error = of_line(newer).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidInput, "{error}");
+        assert!(error.message().contains("known line"), "{error}");
+    }
+}
+
+#[test]
 fn memories_are_counted_and_share_their_plugins_limit() {
     let bench = bench(|_| ());
     let load = |wasm: &[u8]| bench.host.load("p", wasm, &LoadOptions::default());
@@ -433,6 +455,77 @@ fn a_core_module_that_describes_its_interface_is_packed() {
     let module = module("plugin", &support::lab::text(1.8));
     let version = bench.publish("lab", &module);
     works(&bench.query(), &version);
+}
+
+/// The component of the published line, as it is committed.
+#[expect(clippy::disallowed_methods, reason = "a test reads its files")]
+fn golden() -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
+    std::fs::read(folder.join("golden-0.1.0/golden-0.1.0.wasm")).unwrap()
+}
+
+/// Bytes that nobody packed: refused for what they are, or as good as any other plugin.
+fn survives(bench: &Bench, wasm: &[u8]) {
+    let Ok(version) = bench.host.load("p", wasm, &LoadOptions::default()) else { return };
+    for each in PluginFunction::all(&version) {
+        if each.function().kind == Kind::Scalar {
+            let one: ArrayRef = Arc::new(Float64Array::from(vec![1.0]));
+            let _ = bench.query().scalar(&each, 0, &[Argument::Column(one)], 1);
+        }
+    }
+}
+
+#[test]
+fn a_component_that_broke_off_anywhere_is_refused() {
+    let bench = bench(|settings| settings.start_timeout_ms = 100);
+    let limits = CodeLimits::of(&bench.settings);
+    let good = golden();
+    assert!(validate(&good, &limits).is_ok());
+    let mut whole = 0;
+    for end in (0..good.len()).step_by(37) {
+        match validate(&good[..end], &limits) {
+            Err(error) => assert_eq!(error.code(), Code::InvalidInput, "{end} bytes: {error}"),
+            Ok(component) => {
+                whole += 1;
+                survives(&bench, &component);
+            }
+        }
+    }
+    // What ends between two sections is another component, and rarely.
+    assert!(whole < 20, "{whole} beginnings are valid");
+    assert_eq!(bench.host.engine().instances(), 0);
+    bench.publish("golden", &good);
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_refused_or_harmless() {
+    let bench = bench(|settings| {
+        settings.start_timeout_ms = 100;
+        settings.max_faults = 10_000;
+    });
+    let limits = CodeLimits::of(&bench.settings);
+    let good = golden();
+    let mut valid = 0_usize;
+    for (number, at) in (0..good.len()).step_by(41).enumerate() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (number % 8);
+        match validate(&bad, &limits) {
+            Err(error) => {
+                let expected = [Code::InvalidInput, Code::TooLarge];
+                assert!(expected.contains(&error.code()), "byte {at}: {error}");
+            }
+            // Most bits are code or data; compiling them all would take minutes.
+            Ok(_) => {
+                valid += 1;
+                if valid % 100 == 0 {
+                    survives(&bench, &bad);
+                }
+            }
+        }
+    }
+    assert!(valid > 100, "{valid}");
+    assert_eq!(bench.host.engine().instances(), 0);
+    bench.publish("golden", &good);
 }
 
 #[test]
