@@ -120,6 +120,8 @@ async fn what_is_no_plugin_is_refused_by_name_and_the_server_goes_on() {
     }
     let answer = put(&server, "large", vec![0; 20_001]).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{}", answer.text());
+    let setting = "plugins.max_component_bytes = 1048576";
+    assert!(answer.text().contains(setting), "what to set is said: {}", answer.text());
     let chunks = futures::stream::iter((0..30).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 1000])));
     let streamed = server.request(Method::PUT, &format!("{PATH}/large"));
     let streamed = streamed.body(reqwest::Body::wrap_stream(chunks));
@@ -130,6 +132,14 @@ async fn what_is_no_plugin_is_refused_by_name_and_the_server_goes_on() {
     let answer = send(other.header("x-kymo-digest", digest).body(whole.clone())).await.unwrap();
     assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
     assert!(answer.text().contains("announced"), "{}", answer.text());
+    // A bomb in a zip is never unpacked: nothing compressed is taken.
+    for encoding in ["gzip", "deflate", "zstd", "br"] {
+        let packed = server.request(Method::PUT, &format!("{PATH}/p"));
+        let packed = packed.header("content-encoding", encoding).body(vec![0; 1000]);
+        let answer = send(packed).await.expect("an answer");
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{}", answer.text());
+        assert!(answer.text().contains("content-encoding"), "{}", answer.text());
+    }
     assert!(server.sql("SELECT * FROM system.plugins").await.is_empty());
     let left = files(&server);
     assert!(left.iter().all(|name| name.ends_with(".wasm")), "{left:?}");

@@ -12,7 +12,9 @@ mod test;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use kymo_config::Settings;
 use kymo_kernel::{Error, Result};
+use kymo_plugins::validate::{CodeLimits, Need, measure};
 
 use super::client::Target;
 use super::print;
@@ -117,7 +119,21 @@ fn pack(module: &Path, output: &Path) -> Result<()> {
     let component = kymo_plugins::pack::pack(&read(module)?)
         .map_err(|error| error.context(format_args!("pack {}", module.display())))?;
     write(output, &component)?;
-    print(&format!("{}: {} bytes\n", output.display(), component.len()))
+    let told = match needs(&component) {
+        Ok(needs) if needs.is_empty() => String::new(),
+        Ok(needs) => format!("a server takes it with\n{}", needs_text(&needs)),
+        Err(error) => format!("a server refuses it: {}\n", error.message()),
+    };
+    print(&format!("{}: {} bytes\n{told}", output.display(), component.len()))
+}
+
+/// What has to be raised in a server with the default settings.
+fn needs(component: &[u8]) -> Result<Vec<Need>> {
+    Ok(CodeLimits::of(&Settings::default().plugins).needs(&measure(component)?))
+}
+
+fn needs_text(needs: &[Need]) -> String {
+    needs.iter().map(|need| format!("  {need}  (by default {})\n", need.limit)).collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a file of the user's, not of the store")]

@@ -16,6 +16,7 @@ use kymo_kernel::message::{Existing, PluginCommand, PluginDdl, PluginSource};
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::storage::components::{Held, Staged};
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::validate::{CodeLimits, check_size};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -238,8 +239,8 @@ async fn receive(
 ) -> Result<Held> {
     let most = app.settings.plugins.max_component_bytes;
     let length = headers.get("content-length").and_then(|value| value.to_str().ok());
-    if length.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > most) {
-        return Err(too_large(most));
+    if let Some(length) = length.and_then(|text| text.parse::<u64>().ok()) {
+        check_size(length, &CodeLimits::of(&app.settings.plugins))?;
     }
     let time = Duration::from_millis(app.settings.ingest.body_timeout_ms);
     let staged = tokio::time::timeout(time, drain(app, body, most)).await.map_err(|_| {

@@ -19,6 +19,7 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// # Errors
 /// There is no project, its build fails, or what it writes is no plugin.
 pub fn run(folder: &Path, output: Option<&Path>) -> Result<()> {
+    let given = folder;
     let folder = folder
         .canonicalize()
         .map_err(|error| Error::io(format_args!("find {}", folder.display()), error))?;
@@ -34,7 +35,7 @@ pub fn run(folder: &Path, output: Option<&Path>) -> Result<()> {
     };
     match output {
         Some(output) => pack(&module, output),
-        None => pack(&module, &folder.join(name_of(&folder)).with_extension("wasm")),
+        None => pack(&module, &given.join(name_of(&folder)).with_extension("wasm")),
     }
 }
 

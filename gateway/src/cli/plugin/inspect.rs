@@ -7,7 +7,7 @@ use kymo_kernel::Result;
 use kymo_plugins::Digest;
 use kymo_plugins::pack::{Outline, outline};
 
-use super::read;
+use super::{needs, needs_text, read};
 use crate::cli::print;
 
 /// Runs the command.
@@ -16,7 +16,13 @@ use crate::cli::print;
 /// The file cannot be read or is no WebAssembly.
 pub fn run(component: &Path) -> Result<()> {
     let bytes = read(component)?;
-    print(&render(&outline(&bytes)?, &bytes))
+    let mut text = render(&outline(&bytes)?, &bytes);
+    // What a server refuses at any size is marked among the imports.
+    let needs = needs(&bytes).unwrap_or_default();
+    if !needs.is_empty() {
+        text += &format!("needs\n{}", needs_text(&needs));
+    }
+    print(&text)
 }
 
 fn render(outline: &Outline, bytes: &[u8]) -> String {

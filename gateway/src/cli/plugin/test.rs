@@ -1,5 +1,6 @@
 //! `kymo plugin test`: calls a function of a component in the host of this process, with the
-//! same limits as in a server and without one.
+//! same limits as in a server and without one. Only the component itself may be of any size:
+//! `kymo plugin inspect` says what a server needs for it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +29,9 @@ pub fn run(component: &Path, function: &str, columns: &[String]) -> Result<()> {
     let folder = Folder::new()?;
     let mut settings = Settings::default().plugins;
     settings.preview = true;
+    settings.max_component_bytes = u64::MAX;
+    settings.max_code_functions = usize::MAX;
+    settings.max_code_body_bytes = u64::MAX;
     let compiler = Compiler::this_program(&settings)?;
     let host = PluginHost::start(&settings, &folder.0, env::real::env(), compiler)?;
     let version = host.load("tested", &bytes, &LoadOptions::default())?;
