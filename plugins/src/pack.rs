@@ -17,9 +17,11 @@ pub const WIT: [(&str, &str); 2] = [
 ];
 
 /// Which world a module implements part of, if it has an export that begins so.
-const WORLDS: [(&str, &str); 3] = [
+const WORLDS: [(&str, &str); 5] = [
     ("kymo:udf/scalar@", "kymo:udf/scalar-plugin@0.1.0"),
     ("kymo:udf/aggregate@", "kymo:udf/aggregate-plugin@0.1.0"),
+    ("kymo:udf-preview/window@", "kymo:udf-preview/window-plugin@0.0.1"),
+    ("kymo:udf-preview/table@", "kymo:udf-preview/table-plugin@0.0.1"),
     ("kymo:udf-preview/transform@", "kymo:udf-preview/transform-plugin@0.0.1"),
 ];
 

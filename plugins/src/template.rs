@@ -109,11 +109,15 @@ const SDK: &[Embedded] = &[
     file!("sdk/kymo-udf/src/plugin.rs", "sdk/kymo-udf/src/plugin.rs"),
     file!("sdk/kymo-udf/src/scalar.rs", "sdk/kymo-udf/src/scalar.rs"),
     file!("sdk/kymo-udf/src/state.rs", "sdk/kymo-udf/src/state.rs"),
+    file!("sdk/kymo-udf/src/table.rs", "sdk/kymo-udf/src/table.rs"),
     file!("sdk/kymo-udf/src/transform.rs", "sdk/kymo-udf/src/transform.rs"),
     file!("sdk/kymo-udf/src/value.rs", "sdk/kymo-udf/src/value.rs"),
+    file!("sdk/kymo-udf/src/window.rs", "sdk/kymo-udf/src/window.rs"),
     file!("sdk/kymo-udf/src/worlds/aggregate.world", "sdk/kymo-udf/src/worlds/aggregate.world"),
     file!("sdk/kymo-udf/src/worlds/scalar.world", "sdk/kymo-udf/src/worlds/scalar.world"),
+    file!("sdk/kymo-udf/src/worlds/table.world", "sdk/kymo-udf/src/worlds/table.world"),
     file!("sdk/kymo-udf/src/worlds/transform.world", "sdk/kymo-udf/src/worlds/transform.world"),
+    file!("sdk/kymo-udf/src/worlds/window.world", "sdk/kymo-udf/src/worlds/window.world"),
     file!("sdk/kymo-udf-macros/Cargo.toml", "sdk/kymo-udf-macros/Cargo.toml"),
     file!("sdk/kymo-udf-macros/src/aggregate.rs", "sdk/kymo-udf-macros/src/aggregate.rs"),
     file!("sdk/kymo-udf-macros/src/lib.rs", "sdk/kymo-udf-macros/src/lib.rs"),
@@ -121,7 +125,9 @@ const SDK: &[Embedded] = &[
     file!("sdk/kymo-udf-macros/src/scalar.rs", "sdk/kymo-udf-macros/src/scalar.rs"),
     file!("sdk/kymo-udf-macros/src/signature.rs", "sdk/kymo-udf-macros/src/signature.rs"),
     file!("sdk/kymo-udf-macros/src/state.rs", "sdk/kymo-udf-macros/src/state.rs"),
+    file!("sdk/kymo-udf-macros/src/table.rs", "sdk/kymo-udf-macros/src/table.rs"),
     file!("sdk/kymo-udf-macros/src/transform.rs", "sdk/kymo-udf-macros/src/transform.rs"),
+    file!("sdk/kymo-udf-macros/src/window.rs", "sdk/kymo-udf-macros/src/window.rs"),
 ];
 
 const C: &[Embedded] = &[

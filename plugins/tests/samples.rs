@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, Float64Array, Int64Array, StringArray,
+    Array, ArrayRef, AsArray, BinaryArray, Float64Array, Int64Array, RecordBatch, StringArray,
     TimestampNanosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, TimestampNanosecondType};
 use kymo_kernel::Code;
 use kymo_plugins::{
-    Accumulator, Argument, Emit, Kind, LoadOptions, Pipeline, PluginVersion, QueryPlugins,
+    Accumulator, Argument, Cursor, Emit, Kind, LoadOptions, Pipeline, PluginVersion, QueryPlugins,
 };
 use support::{Budget, bench, context, function};
 
@@ -147,6 +147,82 @@ fn the_golden_plugin_of_line_0_1_still_runs() {
     merged.update(&[floats(&[Some(1.0)])], Some(&[0]), 2, None).unwrap();
     let found = merged.evaluate(Emit::All).unwrap();
     assert_eq!(&found, &floats(&[Some(-0.5), None]));
+}
+
+#[test]
+fn window_functions_see_a_whole_partition() {
+    let bench = bench(|_| ());
+    let sessions = bench.publish("sessions", &wasm("sessions"));
+    let query = bench.query();
+    let session = function(&sessions, "session");
+    assert_eq!((session.function().kind, session.function().overloads.len()), (Kind::Window, 1));
+    let utc = session.function().overloads[0].parameters[0].data_type().clone();
+    let seconds: TimestampNanosecondArray = [Some(0), Some(10), None, Some(70), Some(500)]
+        .iter()
+        .map(|second| second.map(|second: i64| second * 1_000_000_000))
+        .collect();
+    let times = Argument::Column(arrow::compute::cast(&seconds, &utc).unwrap());
+    let gap = |seconds: f64| Argument::Constant(Arc::new(Float64Array::from(vec![seconds])));
+    let peers = [1, 2, 3, 4, 5];
+    let found = query.window(&session, 0, &[times.clone(), gap(60.0)], &peers, 5).unwrap();
+    let found: Vec<_> = found.as_primitive::<Int64Type>().iter().collect();
+    assert_eq!(found, [Some(1), Some(1), None, Some(2), Some(3)]);
+    let error = query.window(&session, 0, &[times, gap(f64::NAN)], &peers, 5).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidInput);
+    assert!(error.message().contains("row 0: a gap of NaN seconds"), "{error}");
+
+    let covered = function(&sessions, "covered");
+    let found = query.window(&covered, 0, &[], &[1, 3, 3, 4], 4).unwrap();
+    assert_eq!(found.as_primitive::<Float64Type>().values(), &[0.25, 0.75, 0.75, 1.0]);
+    let lying = query.window(&covered, 0, &[], &[1, 9], 2).unwrap_err();
+    assert!(lying.message().contains("peers of another partition"), "{lying}");
+}
+
+/// All rows of a table function, a few at a time.
+fn rows(
+    query: &Arc<QueryPlugins>,
+    version: &Arc<PluginVersion>,
+    name: &str,
+    arguments: &[ArrayRef],
+) -> kymo_kernel::Result<Vec<RecordBatch>> {
+    let mut cursor = Cursor::open(query, &function(version, name), 0, arguments)?;
+    let mut found = Vec::new();
+    while let Some(batch) = cursor.next(100)? {
+        assert!((1..=100).contains(&batch.num_rows()));
+        found.push(batch);
+    }
+    Ok(found)
+}
+
+#[test]
+fn table_functions_hand_out_rows_of_any_columns() {
+    let bench = bench(|_| ());
+    let series = bench.publish("series", &wasm("series"));
+    let query = bench.query();
+    let numbers = |start: Option<i64>, stop: i64, step: i64| {
+        let one = |value: Option<i64>| -> ArrayRef { Arc::new(Int64Array::from(vec![value])) };
+        let batches =
+            rows(&query, &series, "series", &[one(start), one(Some(stop)), one(Some(step))]);
+        batches.map(|batches| {
+            let values =
+                |batch: &RecordBatch| batch["value"].as_primitive::<Int64Type>().values().to_vec();
+            batches.iter().flat_map(values).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(numbers(Some(-2), 997, 3).unwrap(), (-2..=997).step_by(3).collect::<Vec<_>>());
+    assert_eq!(numbers(Some(3), 1, -1).unwrap(), [3, 2, 1]);
+    assert!(numbers(None, 9, 1).unwrap().is_empty(), "what is NULL has no rows");
+    let error = numbers(Some(1), 2, 0).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidInput);
+    assert!(error.message().contains("a step of 0 never ends"), "{error}");
+
+    let text = |text: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
+    let found = rows(&query, &series, "words", &[text(Some("ä,b,")), text(Some(","))]).unwrap();
+    assert_eq!(found[0]["place"].as_primitive::<Int64Type>().values(), &[1, 2, 3]);
+    assert_eq!(found[0]["word"].as_string::<i32>(), &StringArray::from(vec!["ä", "b", ""]));
+    let found = rows(&query, &series, "words", &[text(Some(" a  b ")), text(None)]).unwrap();
+    assert_eq!(found[0].num_rows(), 2, "an Option shows its NULL");
+    assert!(!found[0].schema().field(1).is_nullable());
 }
 
 #[test]

@@ -9,7 +9,9 @@ mod options;
 mod scalar;
 mod signature;
 mod state;
+mod table;
 mod transform;
+mod window;
 
 /// Makes a scalar function of a function: see `kymo_udf::scalar`.
 #[proc_macro_attribute]
@@ -23,6 +25,20 @@ pub fn scalar(attribute: TokenStream, item: TokenStream) -> TokenStream {
 pub fn aggregate(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as ItemImpl);
     finish(options::read(attribute.into()).and_then(|options| aggregate::expand(&options, &item)))
+}
+
+/// Makes a window function of a function: see `kymo_udf::window`.
+#[proc_macro_attribute]
+pub fn window(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let item = parse_macro_input!(item as ItemFn);
+    finish(options::read(attribute.into()).and_then(|options| window::expand(&options, &item)))
+}
+
+/// Makes a table function of a function: see `kymo_udf::table`.
+#[proc_macro_attribute]
+pub fn table(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let item = parse_macro_input!(item as ItemFn);
+    finish(options::read(attribute.into()).and_then(|options| table::expand(&options, &item)))
 }
 
 /// Gives a transform its name and description: see `kymo_udf::transform`.

@@ -14,6 +14,7 @@ pub struct Options {
     pub batch: bool,
     pub volatility: Option<Ident>,
     pub state_version: u32,
+    pub columns: Vec<String>,
 }
 
 /// Reads them; what nobody knows is an error.
@@ -28,6 +29,10 @@ pub fn read(tokens: TokenStream) -> Result<Options> {
                 options.volatility = Some(Ident::new(&name, path.span()));
             }
             ("name", Meta::NameValue(pair)) => options.name = Some(text(&pair.value)?),
+            ("columns", Meta::NameValue(pair)) => {
+                let names = text(&pair.value)?;
+                options.columns = names.split(',').map(|name| name.trim().to_owned()).collect();
+            }
             ("state_version", Meta::NameValue(pair)) => {
                 options.state_version = number(&pair.value)?;
             }
@@ -35,7 +40,7 @@ pub fn read(tokens: TokenStream) -> Result<Options> {
                 return Err(Error::new(
                     meta.span(),
                     "known here: name = \"…\", batch, immutable, stable, volatile, \
-                     state_version = N",
+                     state_version = N, columns = \"…\"",
                 ));
             }
         }

@@ -57,14 +57,15 @@ pub fn is_result(whole: &Type) -> bool {
     generic(whole, "Result").is_some()
 }
 
-fn generic<'a>(whole: &'a Type, name: &str) -> Option<&'a Type> {
+/// The `T` of `Name<T>`, where `whole` is one.
+pub fn generic<'a>(whole: &'a Type, name: &str) -> Option<&'a Type> {
     let Type::Path(path) = whole else { return None };
-    let last = path.path.segments.last()?;
+    let last = path.path.segments.last().filter(|last| last.ident == name)?;
     let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
-    match arguments.args.first()? {
-        GenericArgument::Type(inner) if last.ident == name => Some(inner),
+    arguments.args.iter().find_map(|argument| match argument {
+        GenericArgument::Type(inner) => Some(inner),
         _ => None,
-    }
+    })
 }
 
 /// Whether the column of this type is an array of it.

@@ -4673,6 +4673,1795 @@ pub mod exports {
         }
         pub mod udf_preview {
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+            pub mod window {
+                #[used]
+                #[doc(hidden)]
+                static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
+                use super::super::super::super::_rt;
+                pub type Argument = super::super::super::super::kymo::udf::types::Argument;
+                pub type Column = super::super::super::super::kymo::udf::types::Column;
+                pub type Error = super::super::super::super::kymo::udf::types::Error;
+                #[doc(hidden)]
+                #[allow(non_snake_case, unused_unsafe)]
+                pub unsafe fn _export_call_cabi<T_: Guest>(
+                    arg0: i32,
+                    arg1: i32,
+                    arg2: *mut u8,
+                    arg3: usize,
+                    arg4: *mut u8,
+                    arg5: usize,
+                    arg6: i32,
+                ) -> *mut u8 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
+                        let result70 = {
+                            let base68 = arg2;
+                            let len68 = arg3;
+                            let mut result68 = _rt::Vec::with_capacity(len68);
+                            for i in 0..len68 {
+                                let base = base68
+                                    .add(i * (9 * ::core::mem::size_of::<*const u8>()));
+                                let e68 = {
+                                    let l0 = i32::from(*base.add(0).cast::<u8>());
+                                    use super::super::super::super::kymo::udf::types::Argument as V67;
+                                    let v67 = match l0 {
+                                        0 => {
+                                            let e67 = {
+                                                let l1 = i32::from(
+                                                    *base.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                                );
+                                                use super::super::super::super::kymo::udf::types::Values as V29;
+                                                let v29 = match l1 {
+                                                    0 => {
+                                                        let e29 = {
+                                                            let l2 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l3 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len4 = l3;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l2.cast(), len4, len4))
+                                                        };
+                                                        V29::Bits(e29)
+                                                    }
+                                                    1 => {
+                                                        let e29 = {
+                                                            let l5 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l6 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len7 = l6;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l5.cast(), len7, len7))
+                                                        };
+                                                        V29::Int32(e29)
+                                                    }
+                                                    2 => {
+                                                        let e29 = {
+                                                            let l8 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l9 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len10 = l9;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l8.cast(), len10, len10))
+                                                        };
+                                                        V29::Int64(e29)
+                                                    }
+                                                    3 => {
+                                                        let e29 = {
+                                                            let l11 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l12 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len13 = l12;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l11.cast(), len13, len13))
+                                                        };
+                                                        V29::Uint64(e29)
+                                                    }
+                                                    4 => {
+                                                        let e29 = {
+                                                            let l14 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l15 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len16 = l15;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l14.cast(), len16, len16))
+                                                        };
+                                                        V29::Float32(e29)
+                                                    }
+                                                    5 => {
+                                                        let e29 = {
+                                                            let l17 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l18 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len19 = l18;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l17.cast(), len19, len19))
+                                                        };
+                                                        V29::Float64(e29)
+                                                    }
+                                                    6 => {
+                                                        let e29 = {
+                                                            let l20 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l21 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len22 = l21;
+                                                            let l23 = *base
+                                                                .add(4 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l24 = *base
+                                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len25 = l24;
+                                                            super::super::super::super::kymo::udf::types::VarBytes {
+                                                                offsets: <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(
+                                                                    _rt::Vec::from_raw_parts(l20.cast(), len22, len22),
+                                                                ),
+                                                                data: <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(_rt::Vec::from_raw_parts(l23.cast(), len25, len25)),
+                                                            }
+                                                        };
+                                                        V29::Bytes(e29)
+                                                    }
+                                                    n => {
+                                                        debug_assert_eq!(n, 7, "invalid enum discriminant");
+                                                        let e29 = {
+                                                            let l26 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l27 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len28 = l27;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l26.cast(), len28, len28))
+                                                        };
+                                                        V29::ArrowIpc(e29)
+                                                    }
+                                                };
+                                                let l30 = i32::from(
+                                                    *base
+                                                        .add(6 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                super::super::super::super::kymo::udf::types::Column {
+                                                    values: v29,
+                                                    validity: match l30 {
+                                                        0 => None,
+                                                        1 => {
+                                                            let e = {
+                                                                let l31 = *base
+                                                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<*mut u8>();
+                                                                let l32 = *base
+                                                                    .add(8 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<usize>();
+                                                                let len33 = l32;
+                                                                <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(_rt::Vec::from_raw_parts(l31.cast(), len33, len33))
+                                                            };
+                                                            Some(e)
+                                                        }
+                                                        _ => _rt::invalid_enum_discriminant(),
+                                                    },
+                                                }
+                                            };
+                                            V67::Column(e67)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                            let e67 = {
+                                                let l34 = i32::from(
+                                                    *base.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                                );
+                                                use super::super::super::super::kymo::udf::types::Values as V62;
+                                                let v62 = match l34 {
+                                                    0 => {
+                                                        let e62 = {
+                                                            let l35 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l36 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len37 = l36;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l35.cast(), len37, len37))
+                                                        };
+                                                        V62::Bits(e62)
+                                                    }
+                                                    1 => {
+                                                        let e62 = {
+                                                            let l38 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l39 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len40 = l39;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l38.cast(), len40, len40))
+                                                        };
+                                                        V62::Int32(e62)
+                                                    }
+                                                    2 => {
+                                                        let e62 = {
+                                                            let l41 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l42 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len43 = l42;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l41.cast(), len43, len43))
+                                                        };
+                                                        V62::Int64(e62)
+                                                    }
+                                                    3 => {
+                                                        let e62 = {
+                                                            let l44 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l45 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len46 = l45;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l44.cast(), len46, len46))
+                                                        };
+                                                        V62::Uint64(e62)
+                                                    }
+                                                    4 => {
+                                                        let e62 = {
+                                                            let l47 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l48 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len49 = l48;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l47.cast(), len49, len49))
+                                                        };
+                                                        V62::Float32(e62)
+                                                    }
+                                                    5 => {
+                                                        let e62 = {
+                                                            let l50 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l51 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len52 = l51;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l50.cast(), len52, len52))
+                                                        };
+                                                        V62::Float64(e62)
+                                                    }
+                                                    6 => {
+                                                        let e62 = {
+                                                            let l53 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l54 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len55 = l54;
+                                                            let l56 = *base
+                                                                .add(4 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l57 = *base
+                                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len58 = l57;
+                                                            super::super::super::super::kymo::udf::types::VarBytes {
+                                                                offsets: <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(
+                                                                    _rt::Vec::from_raw_parts(l53.cast(), len55, len55),
+                                                                ),
+                                                                data: <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(_rt::Vec::from_raw_parts(l56.cast(), len58, len58)),
+                                                            }
+                                                        };
+                                                        V62::Bytes(e62)
+                                                    }
+                                                    n => {
+                                                        debug_assert_eq!(n, 7, "invalid enum discriminant");
+                                                        let e62 = {
+                                                            let l59 = *base
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l60 = *base
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len61 = l60;
+                                                            <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l59.cast(), len61, len61))
+                                                        };
+                                                        V62::ArrowIpc(e62)
+                                                    }
+                                                };
+                                                let l63 = i32::from(
+                                                    *base
+                                                        .add(6 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                super::super::super::super::kymo::udf::types::Column {
+                                                    values: v62,
+                                                    validity: match l63 {
+                                                        0 => None,
+                                                        1 => {
+                                                            let e = {
+                                                                let l64 = *base
+                                                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<*mut u8>();
+                                                                let l65 = *base
+                                                                    .add(8 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<usize>();
+                                                                let len66 = l65;
+                                                                <_ as From<
+                                                                    _rt::Vec<_>,
+                                                                >>::from(_rt::Vec::from_raw_parts(l64.cast(), len66, len66))
+                                                            };
+                                                            Some(e)
+                                                        }
+                                                        _ => _rt::invalid_enum_discriminant(),
+                                                    },
+                                                }
+                                            };
+                                            V67::Constant(e67)
+                                        }
+                                    };
+                                    v67
+                                };
+                                result68.push(e68);
+                            }
+                            _rt::cabi_dealloc(
+                                base68,
+                                len68 * (9 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            );
+                            let len69 = arg5;
+                            T_::call(
+                                arg0 as u32,
+                                arg1 as u32,
+                                result68,
+                                <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(
+                                    _rt::Vec::from_raw_parts(arg4.cast(), len69, len69),
+                                ),
+                                arg6 as u32,
+                            )
+                        };
+                        let ptr71 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result70 {
+                            Ok(e) => {
+                                *ptr71.add(0).cast::<u8>() = (0i32) as u8;
+                                let super::super::super::super::kymo::udf::types::Column {
+                                    values: values72,
+                                    validity: validity72,
+                                } = e;
+                                use super::super::super::super::kymo::udf::types::Values as V83;
+                                match values72 {
+                                    V83::Bits(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                        let vec73 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr73 = vec73.as_ptr().cast::<u8>();
+                                        let len73 = vec73.len();
+                                        ::core::mem::forget(vec73);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len73;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr73.cast_mut();
+                                    }
+                                    V83::Int32(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        let vec74 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr74 = vec74.as_ptr().cast::<u8>();
+                                        let len74 = vec74.len();
+                                        ::core::mem::forget(vec74);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len74;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr74.cast_mut();
+                                    }
+                                    V83::Int64(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        let vec75 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr75 = vec75.as_ptr().cast::<u8>();
+                                        let len75 = vec75.len();
+                                        ::core::mem::forget(vec75);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len75;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr75.cast_mut();
+                                    }
+                                    V83::Uint64(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (3i32) as u8;
+                                        let vec76 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr76 = vec76.as_ptr().cast::<u8>();
+                                        let len76 = vec76.len();
+                                        ::core::mem::forget(vec76);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len76;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr76.cast_mut();
+                                    }
+                                    V83::Float32(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (4i32) as u8;
+                                        let vec77 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr77 = vec77.as_ptr().cast::<u8>();
+                                        let len77 = vec77.len();
+                                        ::core::mem::forget(vec77);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len77;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr77.cast_mut();
+                                    }
+                                    V83::Float64(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (5i32) as u8;
+                                        let vec78 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr78 = vec78.as_ptr().cast::<u8>();
+                                        let len78 = vec78.len();
+                                        ::core::mem::forget(vec78);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len78;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr78.cast_mut();
+                                    }
+                                    V83::Bytes(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (6i32) as u8;
+                                        let super::super::super::super::kymo::udf::types::VarBytes {
+                                            offsets: offsets79,
+                                            data: data79,
+                                        } = e;
+                                        let vec80 = <_ as Into<_rt::Vec<_>>>::into(offsets79)
+                                            .into_boxed_slice();
+                                        let ptr80 = vec80.as_ptr().cast::<u8>();
+                                        let len80 = vec80.len();
+                                        ::core::mem::forget(vec80);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len80;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr80.cast_mut();
+                                        let vec81 = <_ as Into<_rt::Vec<_>>>::into(data79)
+                                            .into_boxed_slice();
+                                        let ptr81 = vec81.as_ptr().cast::<u8>();
+                                        let len81 = vec81.len();
+                                        ::core::mem::forget(vec81);
+                                        *ptr71
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len81;
+                                        *ptr71
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr81.cast_mut();
+                                    }
+                                    V83::ArrowIpc(e) => {
+                                        *ptr71
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (7i32) as u8;
+                                        let vec82 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr82 = vec82.as_ptr().cast::<u8>();
+                                        let len82 = vec82.len();
+                                        ::core::mem::forget(vec82);
+                                        *ptr71
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len82;
+                                        *ptr71
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr82.cast_mut();
+                                    }
+                                }
+                                match validity72 {
+                                    Some(e) => {
+                                        *ptr71
+                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        let vec84 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr84 = vec84.as_ptr().cast::<u8>();
+                                        let len84 = vec84.len();
+                                        ::core::mem::forget(vec84);
+                                        *ptr71
+                                            .add(8 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len84;
+                                        *ptr71
+                                            .add(7 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr84.cast_mut();
+                                    }
+                                    None => {
+                                        *ptr71
+                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                            Err(e) => {
+                                *ptr71.add(0).cast::<u8>() = (1i32) as u8;
+                                let super::super::super::super::kymo::udf::types::Error {
+                                    code: code85,
+                                    message: message85,
+                                    row: row85,
+                                } = e;
+                                *ptr71
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (code85.clone() as i32) as u8;
+                                let vec86 = (message85.into_bytes()).into_boxed_slice();
+                                let ptr86 = vec86.as_ptr().cast::<u8>();
+                                let len86 = vec86.len();
+                                ::core::mem::forget(vec86);
+                                *ptr71
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len86;
+                                *ptr71
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr86.cast_mut();
+                                match row85 {
+                                    Some(e) => {
+                                        *ptr71
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *ptr71
+                                            .add(4 + 4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(e);
+                                    }
+                                    None => {
+                                        *ptr71
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                        };
+                        ptr71
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case)]
+                pub unsafe fn __post_return_call<T_: Guest>(arg0: *mut u8) {
+                    unsafe {
+                        let l0 = i32::from(*arg0.add(0).cast::<u8>());
+                        match l0 {
+                            0 => {
+                                let l1 = i32::from(
+                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                match l1 {
+                                    0 => {
+                                        let l2 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l3 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base4 = l2;
+                                        let len4 = l3;
+                                        _rt::cabi_dealloc(base4, len4 * 1, 1);
+                                    }
+                                    1 => {
+                                        let l5 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l6 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base7 = l5;
+                                        let len7 = l6;
+                                        _rt::cabi_dealloc(base7, len7 * 4, 4);
+                                    }
+                                    2 => {
+                                        let l8 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l9 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base10 = l8;
+                                        let len10 = l9;
+                                        _rt::cabi_dealloc(base10, len10 * 8, 8);
+                                    }
+                                    3 => {
+                                        let l11 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l12 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base13 = l11;
+                                        let len13 = l12;
+                                        _rt::cabi_dealloc(base13, len13 * 8, 8);
+                                    }
+                                    4 => {
+                                        let l14 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l15 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base16 = l14;
+                                        let len16 = l15;
+                                        _rt::cabi_dealloc(base16, len16 * 4, 4);
+                                    }
+                                    5 => {
+                                        let l17 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l18 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base19 = l17;
+                                        let len19 = l18;
+                                        _rt::cabi_dealloc(base19, len19 * 8, 8);
+                                    }
+                                    6 => {
+                                        let l20 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l21 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base22 = l20;
+                                        let len22 = l21;
+                                        _rt::cabi_dealloc(base22, len22 * 4, 4);
+                                        let l23 = *arg0
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l24 = *arg0
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base25 = l23;
+                                        let len25 = l24;
+                                        _rt::cabi_dealloc(base25, len25 * 1, 1);
+                                    }
+                                    _ => {
+                                        let l26 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l27 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base28 = l26;
+                                        let len28 = l27;
+                                        _rt::cabi_dealloc(base28, len28 * 1, 1);
+                                    }
+                                }
+                                let l29 = i32::from(
+                                    *arg0
+                                        .add(6 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<u8>(),
+                                );
+                                match l29 {
+                                    0 => {}
+                                    _ => {
+                                        let l30 = *arg0
+                                            .add(7 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l31 = *arg0
+                                            .add(8 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base32 = l30;
+                                        let len32 = l31;
+                                        _rt::cabi_dealloc(base32, len32 * 1, 1);
+                                    }
+                                }
+                            }
+                            _ => {
+                                let l33 = *arg0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l34 = *arg0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l33, l34, 1);
+                            }
+                        }
+                    }
+                }
+                pub trait Guest {
+                    /// One whole window partition, in ORDER BY order. `peers`: end (exclusive)
+                    /// of each row's peer group.
+                    #[allow(async_fn_in_trait)]
+                    fn call(
+                        function: u32,
+                        overload: u32,
+                        args: _rt::Vec<Argument>,
+                        peers: _rt::Vec<u32>,
+                        rows: u32,
+                    ) -> ::core::result::Result<Column, Error>;
+                }
+                #[doc(hidden)]
+                #[macro_export]
+                macro_rules! __export_kymo_udf_preview_window_0_0_1_cabi {
+                    ($ty:ident with_types_in $($path_to_types:tt)*) => {
+                        const _ : () = { #[unsafe (export_name =
+                        "kymo:udf-preview/window@0.0.1#call")] unsafe extern "C" fn
+                        export_call(arg0 : i32, arg1 : i32, arg2 : * mut u8, arg3 :
+                        usize, arg4 : * mut u8, arg5 : usize, arg6 : i32,) -> * mut u8 {
+                        unsafe { $($path_to_types)*:: _export_call_cabi::<$ty > (arg0,
+                        arg1, arg2, arg3, arg4, arg5, arg6) } } #[unsafe (export_name =
+                        "cabi_post_kymo:udf-preview/window@0.0.1#call")] unsafe extern
+                        "C" fn _post_return_call(arg0 : * mut u8,) { unsafe {
+                        $($path_to_types)*:: __post_return_call::<$ty > (arg0) } } };
+                    };
+                }
+                #[doc(hidden)]
+                pub use __export_kymo_udf_preview_window_0_0_1_cabi;
+                #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                struct _RetArea(
+                    [::core::mem::MaybeUninit<
+                        u8,
+                    >; 9 * ::core::mem::size_of::<*const u8>()],
+                );
+                static mut _RET_AREA: _RetArea = _RetArea(
+                    [::core::mem::MaybeUninit::uninit(); 9
+                        * ::core::mem::size_of::<*const u8>()],
+                );
+            }
+            #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+            pub mod table {
+                #[used]
+                #[doc(hidden)]
+                static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
+                use super::super::super::super::_rt;
+                pub type Column = super::super::super::super::kymo::udf::types::Column;
+                pub type Error = super::super::super::super::kymo::udf::types::Error;
+                pub type Batch = super::super::super::super::kymo::udf_preview::batches::Batch;
+                /// One run of a table function.
+                #[derive(Debug)]
+                #[repr(transparent)]
+                pub struct Cursor {
+                    handle: _rt::Resource<Cursor>,
+                }
+                impl Cursor {
+                    /// Creates a new resource from the specified representation.
+                    ///
+                    /// This function will create a new resource handle by moving `val` onto
+                    /// the heap and then passing that heap pointer to the component model to
+                    /// create a handle. The owned handle is then returned as `Cursor`.
+                    pub fn new<T: GuestCursor>(val: T) -> Self {
+                        Self::type_guard::<T>();
+                        let rep = <T::Rep as ::wit_bindgen::rt::ResourceRep<
+                            T,
+                        >>::rep_new(val);
+                        unsafe {
+                            let ptr = T::resource_into_raw_(rep);
+                            Self::from_handle(T::_resource_new(ptr.cast()))
+                        }
+                    }
+                    /// Gets access to the underlying `T` which represents this resource.
+                    pub fn get<T: GuestCursor>(&self) -> &T {
+                        let ptr = self.as_ptr::<T>();
+                        unsafe {
+                            <T::Rep as ::wit_bindgen::rt::ResourceRep<
+                                T,
+                            >>::rep_as_ref(ptr)
+                        }
+                    }
+                    /// Gets mutable access to the underlying `T` which represents this
+                    /// resource.
+                    pub fn get_mut<T: GuestCursor>(&mut self) -> &mut T {
+                        let ptr = self.as_ptr::<T>();
+                        unsafe {
+                            <T::Rep as ::wit_bindgen::rt::ResourceRep<
+                                T,
+                            >>::rep_as_mut(ptr)
+                        }
+                    }
+                    /// Consumes this resource and returns the underlying `T`.
+                    pub fn into_inner<T: GuestCursor>(self) -> T {
+                        let ptr = self.as_ptr::<T>();
+                        unsafe {
+                            <T::Rep as ::wit_bindgen::rt::ResourceRep<T>>::rep_take(ptr)
+                        }
+                    }
+                    #[doc(hidden)]
+                    pub unsafe fn from_handle(handle: u32) -> Self {
+                        Self {
+                            handle: unsafe { _rt::Resource::from_handle(handle) },
+                        }
+                    }
+                    #[doc(hidden)]
+                    pub fn take_handle(&self) -> u32 {
+                        _rt::Resource::take_handle(&self.handle)
+                    }
+                    #[doc(hidden)]
+                    pub fn handle(&self) -> u32 {
+                        _rt::Resource::handle(&self.handle)
+                    }
+                    #[doc(hidden)]
+                    fn type_guard<T: ::wit_bindgen::rt::Resource>() {
+                        use core::any::TypeId;
+                        static mut LAST_TYPE: Option<TypeId> = None;
+                        unsafe {
+                            assert!(! cfg!(target_feature = "atomics"));
+                            let id = TypeId::of::<T>();
+                            match LAST_TYPE {
+                                Some(ty) => {
+                                    assert!(
+                                        ty == id, "cannot use two types with this resource type"
+                                    )
+                                }
+                                None => LAST_TYPE = Some(id),
+                            }
+                        }
+                    }
+                    #[doc(hidden)]
+                    pub unsafe fn dtor<T: GuestCursor>(handle: *mut u8) {
+                        Self::type_guard::<T>();
+                        unsafe {
+                            let _rep = T::resource_from_raw_(handle.cast());
+                        }
+                    }
+                    fn as_ptr<T: GuestCursor>(&self) -> *mut T::Rep {
+                        Cursor::type_guard::<T>();
+                        T::_resource_rep(self.handle()).cast()
+                    }
+                }
+                /// A borrowed version of [`Cursor`] which represents a borrowed value
+                /// with the lifetime `'a`.
+                #[derive(Debug)]
+                #[repr(transparent)]
+                pub struct CursorBorrow<'a> {
+                    rep: *const u8,
+                    _marker: core::marker::PhantomData<&'a Cursor>,
+                }
+                impl<'a> CursorBorrow<'a> {
+                    #[doc(hidden)]
+                    pub unsafe fn lift(rep: *const u8) -> Self {
+                        Self {
+                            rep,
+                            _marker: core::marker::PhantomData,
+                        }
+                    }
+                    /// Gets access to the underlying `T` in this resource.
+                    pub fn get<T: GuestCursor>(&self) -> &'a T {
+                        let ptr = self.as_ptr::<T>();
+                        unsafe {
+                            <T::Rep as ::wit_bindgen::rt::ResourceRep<
+                                T,
+                            >>::rep_as_ref(ptr)
+                        }
+                    }
+                    fn as_ptr<T: GuestCursor>(&self) -> *const T::Rep {
+                        Cursor::type_guard::<T>();
+                        self.rep.cast()
+                    }
+                }
+                unsafe impl _rt::WasmResource for Cursor {
+                    #[inline]
+                    unsafe fn drop(_handle: u32) {
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(
+                            wasm_import_module = "[export]kymo:udf-preview/table@0.0.1"
+                        )]
+                        unsafe extern "C" {
+                            #[link_name = "[resource-drop]cursor"]
+                            fn drop(_: i32);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn drop(_: i32) {
+                            unreachable!()
+                        }
+                        unsafe {
+                            drop(_handle as i32);
+                        }
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case, unused_unsafe)]
+                pub unsafe fn _export_static_cursor_open_cabi<T_: GuestCursor>(
+                    arg0: i32,
+                    arg1: i32,
+                    arg2: *mut u8,
+                    arg3: usize,
+                ) -> *mut u8 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
+                        let result34 = {
+                            let base33 = arg2;
+                            let len33 = arg3;
+                            let mut result33 = _rt::Vec::with_capacity(len33);
+                            for i in 0..len33 {
+                                let base = base33
+                                    .add(i * (8 * ::core::mem::size_of::<*const u8>()));
+                                let e33 = {
+                                    let l0 = i32::from(*base.add(0).cast::<u8>());
+                                    use super::super::super::super::kymo::udf::types::Values as V28;
+                                    let v28 = match l0 {
+                                        0 => {
+                                            let e28 = {
+                                                let l1 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l2 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len3 = l2;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l1.cast(), len3, len3))
+                                            };
+                                            V28::Bits(e28)
+                                        }
+                                        1 => {
+                                            let e28 = {
+                                                let l4 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l5 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len6 = l5;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l4.cast(), len6, len6))
+                                            };
+                                            V28::Int32(e28)
+                                        }
+                                        2 => {
+                                            let e28 = {
+                                                let l7 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l8 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len9 = l8;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l7.cast(), len9, len9))
+                                            };
+                                            V28::Int64(e28)
+                                        }
+                                        3 => {
+                                            let e28 = {
+                                                let l10 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l11 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len12 = l11;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l10.cast(), len12, len12))
+                                            };
+                                            V28::Uint64(e28)
+                                        }
+                                        4 => {
+                                            let e28 = {
+                                                let l13 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l14 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len15 = l14;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l13.cast(), len15, len15))
+                                            };
+                                            V28::Float32(e28)
+                                        }
+                                        5 => {
+                                            let e28 = {
+                                                let l16 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l17 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len18 = l17;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l16.cast(), len18, len18))
+                                            };
+                                            V28::Float64(e28)
+                                        }
+                                        6 => {
+                                            let e28 = {
+                                                let l19 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l20 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len21 = l20;
+                                                let l22 = *base
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l23 = *base
+                                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len24 = l23;
+                                                super::super::super::super::kymo::udf::types::VarBytes {
+                                                    offsets: <_ as From<
+                                                        _rt::Vec<_>,
+                                                    >>::from(
+                                                        _rt::Vec::from_raw_parts(l19.cast(), len21, len21),
+                                                    ),
+                                                    data: <_ as From<
+                                                        _rt::Vec<_>,
+                                                    >>::from(_rt::Vec::from_raw_parts(l22.cast(), len24, len24)),
+                                                }
+                                            };
+                                            V28::Bytes(e28)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 7, "invalid enum discriminant");
+                                            let e28 = {
+                                                let l25 = *base
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l26 = *base
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len27 = l26;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l25.cast(), len27, len27))
+                                            };
+                                            V28::ArrowIpc(e28)
+                                        }
+                                    };
+                                    let l29 = i32::from(
+                                        *base
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>(),
+                                    );
+                                    super::super::super::super::kymo::udf::types::Column {
+                                        values: v28,
+                                        validity: match l29 {
+                                            0 => None,
+                                            1 => {
+                                                let e = {
+                                                    let l30 = *base
+                                                        .add(6 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<*mut u8>();
+                                                    let l31 = *base
+                                                        .add(7 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<usize>();
+                                                    let len32 = l31;
+                                                    <_ as From<
+                                                        _rt::Vec<_>,
+                                                    >>::from(_rt::Vec::from_raw_parts(l30.cast(), len32, len32))
+                                                };
+                                                Some(e)
+                                            }
+                                            _ => _rt::invalid_enum_discriminant(),
+                                        },
+                                    }
+                                };
+                                result33.push(e33);
+                            }
+                            _rt::cabi_dealloc(
+                                base33,
+                                len33 * (8 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            );
+                            T_::open(arg0 as u32, arg1 as u32, result33)
+                        };
+                        let ptr35 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result34 {
+                            Ok(e) => {
+                                *ptr35.add(0).cast::<u8>() = (0i32) as u8;
+                                *ptr35
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>() = (e).take_handle() as i32;
+                            }
+                            Err(e) => {
+                                *ptr35.add(0).cast::<u8>() = (1i32) as u8;
+                                let super::super::super::super::kymo::udf::types::Error {
+                                    code: code36,
+                                    message: message36,
+                                    row: row36,
+                                } = e;
+                                *ptr35
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (code36.clone() as i32) as u8;
+                                let vec37 = (message36.into_bytes()).into_boxed_slice();
+                                let ptr37 = vec37.as_ptr().cast::<u8>();
+                                let len37 = vec37.len();
+                                ::core::mem::forget(vec37);
+                                *ptr35
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len37;
+                                *ptr35
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr37.cast_mut();
+                                match row36 {
+                                    Some(e) => {
+                                        *ptr35
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *ptr35
+                                            .add(4 + 4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(e);
+                                    }
+                                    None => {
+                                        *ptr35
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                        };
+                        ptr35
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case)]
+                pub unsafe fn __post_return_static_cursor_open<T_: GuestCursor>(
+                    arg0: *mut u8,
+                ) {
+                    unsafe {
+                        let l0 = i32::from(*arg0.add(0).cast::<u8>());
+                        match l0 {
+                            0 => {}
+                            _ => {
+                                let l1 = *arg0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l2 = *arg0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l1, l2, 1);
+                            }
+                        }
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case, unused_unsafe)]
+                pub unsafe fn _export_method_cursor_next_cabi<T_: GuestCursor>(
+                    arg0: *mut u8,
+                    arg1: i32,
+                ) -> *mut u8 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
+                        let result0 = {
+                            T_::next(
+                                CursorBorrow::lift(
+                                        core::ptr::with_exposed_provenance(arg0 as u32 as usize),
+                                    )
+                                    .get(),
+                                arg1 as u32,
+                            )
+                        };
+                        let ptr1 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result0 {
+                            Ok(e) => {
+                                *ptr1.add(0).cast::<u8>() = (0i32) as u8;
+                                match e {
+                                    Some(e) => {
+                                        *ptr1
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        let super::super::super::super::kymo::udf_preview::batches::Batch {
+                                            rows: rows2,
+                                            columns: columns2,
+                                        } = e;
+                                        *ptr1
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(rows2);
+                                        let vec16 = columns2;
+                                        let len16 = vec16.len();
+                                        let layout16 = _rt::alloc::Layout::from_size_align(
+                                                vec16.len() * (8 * ::core::mem::size_of::<*const u8>()),
+                                                ::core::mem::size_of::<*const u8>(),
+                                            )
+                                            .unwrap();
+                                        let (result16, _cleanup16) = ::wit_bindgen::rt::Cleanup::new(
+                                            layout16,
+                                        );
+                                        if let Some(cleanup) = _cleanup16 {
+                                            cleanup.forget();
+                                        }
+                                        for (i, e) in vec16.into_iter().enumerate() {
+                                            let base = result16
+                                                .add(i * (8 * ::core::mem::size_of::<*const u8>()));
+                                            {
+                                                let super::super::super::super::kymo::udf::types::Column {
+                                                    values: values3,
+                                                    validity: validity3,
+                                                } = e;
+                                                use super::super::super::super::kymo::udf::types::Values as V14;
+                                                match values3 {
+                                                    V14::Bits(e) => {
+                                                        *base.add(0).cast::<u8>() = (0i32) as u8;
+                                                        let vec4 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr4 = vec4.as_ptr().cast::<u8>();
+                                                        let len4 = vec4.len();
+                                                        ::core::mem::forget(vec4);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len4;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr4.cast_mut();
+                                                    }
+                                                    V14::Int32(e) => {
+                                                        *base.add(0).cast::<u8>() = (1i32) as u8;
+                                                        let vec5 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr5 = vec5.as_ptr().cast::<u8>();
+                                                        let len5 = vec5.len();
+                                                        ::core::mem::forget(vec5);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len5;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr5.cast_mut();
+                                                    }
+                                                    V14::Int64(e) => {
+                                                        *base.add(0).cast::<u8>() = (2i32) as u8;
+                                                        let vec6 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr6 = vec6.as_ptr().cast::<u8>();
+                                                        let len6 = vec6.len();
+                                                        ::core::mem::forget(vec6);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len6;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr6.cast_mut();
+                                                    }
+                                                    V14::Uint64(e) => {
+                                                        *base.add(0).cast::<u8>() = (3i32) as u8;
+                                                        let vec7 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr7 = vec7.as_ptr().cast::<u8>();
+                                                        let len7 = vec7.len();
+                                                        ::core::mem::forget(vec7);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len7;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr7.cast_mut();
+                                                    }
+                                                    V14::Float32(e) => {
+                                                        *base.add(0).cast::<u8>() = (4i32) as u8;
+                                                        let vec8 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr8 = vec8.as_ptr().cast::<u8>();
+                                                        let len8 = vec8.len();
+                                                        ::core::mem::forget(vec8);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len8;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr8.cast_mut();
+                                                    }
+                                                    V14::Float64(e) => {
+                                                        *base.add(0).cast::<u8>() = (5i32) as u8;
+                                                        let vec9 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr9 = vec9.as_ptr().cast::<u8>();
+                                                        let len9 = vec9.len();
+                                                        ::core::mem::forget(vec9);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len9;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr9.cast_mut();
+                                                    }
+                                                    V14::Bytes(e) => {
+                                                        *base.add(0).cast::<u8>() = (6i32) as u8;
+                                                        let super::super::super::super::kymo::udf::types::VarBytes {
+                                                            offsets: offsets10,
+                                                            data: data10,
+                                                        } = e;
+                                                        let vec11 = <_ as Into<_rt::Vec<_>>>::into(offsets10)
+                                                            .into_boxed_slice();
+                                                        let ptr11 = vec11.as_ptr().cast::<u8>();
+                                                        let len11 = vec11.len();
+                                                        ::core::mem::forget(vec11);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len11;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr11.cast_mut();
+                                                        let vec12 = <_ as Into<_rt::Vec<_>>>::into(data10)
+                                                            .into_boxed_slice();
+                                                        let ptr12 = vec12.as_ptr().cast::<u8>();
+                                                        let len12 = vec12.len();
+                                                        ::core::mem::forget(vec12);
+                                                        *base
+                                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len12;
+                                                        *base
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr12.cast_mut();
+                                                    }
+                                                    V14::ArrowIpc(e) => {
+                                                        *base.add(0).cast::<u8>() = (7i32) as u8;
+                                                        let vec13 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr13 = vec13.as_ptr().cast::<u8>();
+                                                        let len13 = vec13.len();
+                                                        ::core::mem::forget(vec13);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len13;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr13.cast_mut();
+                                                    }
+                                                }
+                                                match validity3 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        let vec15 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr15 = vec15.as_ptr().cast::<u8>();
+                                                        let len15 = vec15.len();
+                                                        ::core::mem::forget(vec15);
+                                                        *base
+                                                            .add(7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len15;
+                                                        *base
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr15.cast_mut();
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
+                                            }
+                                        }
+                                        *ptr1
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len16;
+                                        *ptr1
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = result16;
+                                    }
+                                    None => {
+                                        *ptr1
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                            Err(e) => {
+                                *ptr1.add(0).cast::<u8>() = (1i32) as u8;
+                                let super::super::super::super::kymo::udf::types::Error {
+                                    code: code17,
+                                    message: message17,
+                                    row: row17,
+                                } = e;
+                                *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (code17.clone() as i32) as u8;
+                                let vec18 = (message17.into_bytes()).into_boxed_slice();
+                                let ptr18 = vec18.as_ptr().cast::<u8>();
+                                let len18 = vec18.len();
+                                ::core::mem::forget(vec18);
+                                *ptr1
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len18;
+                                *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr18.cast_mut();
+                                match row17 {
+                                    Some(e) => {
+                                        *ptr1
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *ptr1
+                                            .add(4 + 4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(e);
+                                    }
+                                    None => {
+                                        *ptr1
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                        };
+                        ptr1
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case)]
+                pub unsafe fn __post_return_method_cursor_next<T_: GuestCursor>(
+                    arg0: *mut u8,
+                ) {
+                    unsafe {
+                        let l0 = i32::from(*arg0.add(0).cast::<u8>());
+                        match l0 {
+                            0 => {
+                                let l1 = i32::from(
+                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                match l1 {
+                                    0 => {}
+                                    _ => {
+                                        let l2 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l3 = *arg0
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base36 = l2;
+                                        let len36 = l3;
+                                        for i in 0..len36 {
+                                            let base = base36
+                                                .add(i * (8 * ::core::mem::size_of::<*const u8>()));
+                                            {
+                                                let l4 = i32::from(*base.add(0).cast::<u8>());
+                                                match l4 {
+                                                    0 => {
+                                                        let l5 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l6 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base7 = l5;
+                                                        let len7 = l6;
+                                                        _rt::cabi_dealloc(base7, len7 * 1, 1);
+                                                    }
+                                                    1 => {
+                                                        let l8 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l9 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base10 = l8;
+                                                        let len10 = l9;
+                                                        _rt::cabi_dealloc(base10, len10 * 4, 4);
+                                                    }
+                                                    2 => {
+                                                        let l11 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l12 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base13 = l11;
+                                                        let len13 = l12;
+                                                        _rt::cabi_dealloc(base13, len13 * 8, 8);
+                                                    }
+                                                    3 => {
+                                                        let l14 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l15 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base16 = l14;
+                                                        let len16 = l15;
+                                                        _rt::cabi_dealloc(base16, len16 * 8, 8);
+                                                    }
+                                                    4 => {
+                                                        let l17 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l18 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base19 = l17;
+                                                        let len19 = l18;
+                                                        _rt::cabi_dealloc(base19, len19 * 4, 4);
+                                                    }
+                                                    5 => {
+                                                        let l20 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l21 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base22 = l20;
+                                                        let len22 = l21;
+                                                        _rt::cabi_dealloc(base22, len22 * 8, 8);
+                                                    }
+                                                    6 => {
+                                                        let l23 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l24 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base25 = l23;
+                                                        let len25 = l24;
+                                                        _rt::cabi_dealloc(base25, len25 * 4, 4);
+                                                        let l26 = *base
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l27 = *base
+                                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base28 = l26;
+                                                        let len28 = l27;
+                                                        _rt::cabi_dealloc(base28, len28 * 1, 1);
+                                                    }
+                                                    _ => {
+                                                        let l29 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l30 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base31 = l29;
+                                                        let len31 = l30;
+                                                        _rt::cabi_dealloc(base31, len31 * 1, 1);
+                                                    }
+                                                }
+                                                let l32 = i32::from(
+                                                    *base
+                                                        .add(5 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                match l32 {
+                                                    0 => {}
+                                                    _ => {
+                                                        let l33 = *base
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l34 = *base
+                                                            .add(7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base35 = l33;
+                                                        let len35 = l34;
+                                                        _rt::cabi_dealloc(base35, len35 * 1, 1);
+                                                    }
+                                                }
+                                            }
+                                        }
+                                        _rt::cabi_dealloc(
+                                            base36,
+                                            len36 * (8 * ::core::mem::size_of::<*const u8>()),
+                                            ::core::mem::size_of::<*const u8>(),
+                                        );
+                                    }
+                                }
+                            }
+                            _ => {
+                                let l37 = *arg0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l38 = *arg0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l37, l38, 1);
+                            }
+                        }
+                    }
+                }
+                pub trait Guest {
+                    type Cursor: GuestCursor;
+                }
+                pub trait GuestCursor: ::wit_bindgen::rt::Resource {
+                    #[doc(hidden)]
+                    unsafe fn _resource_new(val: *mut u8) -> u32
+                    where
+                        Self: Sized,
+                    {
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(
+                            wasm_import_module = "[export]kymo:udf-preview/table@0.0.1"
+                        )]
+                        unsafe extern "C" {
+                            #[link_name = "[resource-new]cursor"]
+                            fn new(_: *mut u8) -> i32;
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn new(_: *mut u8) -> i32 {
+                            unreachable!()
+                        }
+                        unsafe { new(val) as u32 }
+                    }
+                    #[doc(hidden)]
+                    fn _resource_rep(handle: u32) -> *mut u8
+                    where
+                        Self: Sized,
+                    {
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(
+                            wasm_import_module = "[export]kymo:udf-preview/table@0.0.1"
+                        )]
+                        unsafe extern "C" {
+                            #[link_name = "[resource-rep]cursor"]
+                            fn rep(_: i32) -> *mut u8;
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn rep(_: i32) -> *mut u8 {
+                            unreachable!()
+                        }
+                        unsafe { rep(handle as i32) }
+                    }
+                    /// Place this resource's representation into a location with a stable pointer,
+                    /// returning a pointer to that location.
+                    ///
+                    /// This method is used to place `val` on the heap, for example, or possibly in
+                    /// an arena. The returned pointer must remain valid for the lifetime of this
+                    /// resource. The default implementation of this metho will place `val` onto the
+                    /// heap with `Box`. The returned pointer will be deallocated by the sibling
+                    /// `resource_from_raw_` function.
+                    ///
+                    /// # Safety
+                    ///
+                    /// Note that this method is not `unsafe` to call, but it is `unsafe` to
+                    /// define. When overriding this method you must additionally override the
+                    /// `resource_from_raw_` to insert an appropriate deallocation for the returned
+                    /// pointer. In the future this might become a default associated trait bound,
+                    /// but that's not stable in Rust right now.
+                    #[doc(hidden)]
+                    unsafe fn resource_into_raw_(val: Self::Rep) -> *mut Self::Rep {
+                        _rt::Box::into_raw(_rt::Box::new(val))
+                    }
+                    /// Consumes and deallocates a pointer previously returned by
+                    /// `resource_into_raw_`.
+                    ///
+                    /// This function is used to deallocate resources and allocations associated
+                    /// with the allocation routine when creating a resource. The default
+                    /// implementation of this method will read `handle`'s value and deallocate it
+                    /// as a `Box`.
+                    ///
+                    /// Note that when overriding this method you'll almost surely want to override
+                    /// `resource_into_raw_` as well.
+                    ///
+                    /// # Safety
+                    ///
+                    /// This method is only safe to call with pointers previously created by
+                    /// `resource_into_raw_`. For more information see `Box::from_raw` for examples.
+                    #[doc(hidden)]
+                    unsafe fn resource_from_raw_(handle: *mut Self::Rep) -> Self::Rep {
+                        *unsafe { _rt::Box::from_raw(handle) }
+                    }
+                    /// `args`: columns of one row
+                    #[allow(async_fn_in_trait)]
+                    fn open(
+                        function: u32,
+                        overload: u32,
+                        args: _rt::Vec<Column>,
+                    ) -> ::core::result::Result<Cursor, Error>;
+                    /// none: the end
+                    #[allow(async_fn_in_trait)]
+                    fn next(
+                        &self,
+                        max_rows: u32,
+                    ) -> ::core::result::Result<::core::option::Option<Batch>, Error>;
+                }
+                #[doc(hidden)]
+                #[macro_export]
+                macro_rules! __export_kymo_udf_preview_table_0_0_1_cabi {
+                    ($ty:ident with_types_in $($path_to_types:tt)*) => {
+                        const _ : () = { #[unsafe (export_name =
+                        "kymo:udf-preview/table@0.0.1#[static]cursor.open")] unsafe
+                        extern "C" fn export_static_cursor_open(arg0 : i32, arg1 : i32,
+                        arg2 : * mut u8, arg3 : usize,) -> * mut u8 { unsafe {
+                        $($path_to_types)*:: _export_static_cursor_open_cabi::<<$ty as
+                        $($path_to_types)*:: Guest >::Cursor > (arg0, arg1, arg2, arg3) }
+                        } #[unsafe (export_name =
+                        "cabi_post_kymo:udf-preview/table@0.0.1#[static]cursor.open")]
+                        unsafe extern "C" fn _post_return_static_cursor_open(arg0 : * mut
+                        u8,) { unsafe { $($path_to_types)*::
+                        __post_return_static_cursor_open::<<$ty as $($path_to_types)*::
+                        Guest >::Cursor > (arg0) } } #[unsafe (export_name =
+                        "kymo:udf-preview/table@0.0.1#[method]cursor.next")] unsafe
+                        extern "C" fn export_method_cursor_next(arg0 : * mut u8, arg1 :
+                        i32,) -> * mut u8 { unsafe { $($path_to_types)*::
+                        _export_method_cursor_next_cabi::<<$ty as $($path_to_types)*::
+                        Guest >::Cursor > (arg0, arg1) } } #[unsafe (export_name =
+                        "cabi_post_kymo:udf-preview/table@0.0.1#[method]cursor.next")]
+                        unsafe extern "C" fn _post_return_method_cursor_next(arg0 : * mut
+                        u8,) { unsafe { $($path_to_types)*::
+                        __post_return_method_cursor_next::<<$ty as $($path_to_types)*::
+                        Guest >::Cursor > (arg0) } } const _ : () = { #[doc(hidden)]
+                        #[unsafe (export_name =
+                        "kymo:udf-preview/table@0.0.1#[dtor]cursor")]
+                        #[allow(non_snake_case)] unsafe extern "C" fn dtor(rep : * mut
+                        u8) { unsafe { $($path_to_types)*:: Cursor::dtor::< <$ty as
+                        $($path_to_types)*:: Guest >::Cursor > (rep) } } }; };
+                    };
+                }
+                #[doc(hidden)]
+                pub use __export_kymo_udf_preview_table_0_0_1_cabi;
+                #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                struct _RetArea(
+                    [::core::mem::MaybeUninit<
+                        u8,
+                    >; 8 + 4 * ::core::mem::size_of::<*const u8>()],
+                );
+                static mut _RET_AREA: _RetArea = _RetArea(
+                    [::core::mem::MaybeUninit::uninit(); 8
+                        + 4 * ::core::mem::size_of::<*const u8>()],
+                );
+            }
+            #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod transform {
                 #[used]
                 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! Write functions, aggregates and ingest transforms for Kymo in Rust.
+//! Write functions, aggregates, window and table functions and ingest transforms for Kymo in Rust.
 //!
 //! A plugin is a WebAssembly component. This crate turns plain Rust functions into one: it
 //! describes them to the server, hands them whole columns without a call per row, deals with
@@ -36,8 +36,8 @@
 //! ```
 //!
 //! The functions stay ordinary functions, so their tests are ordinary tests on the machine
-//! that builds them. Aggregates are in [`aggregate`], transforms in [`transform`], speed in
-//! [`map`].
+//! that builds them. Aggregates are in [`aggregate`], window functions in [`window`], table
+//! functions in [`table`], transforms in [`transform`], speed in [`map`].
 //!
 //! # Types
 //! | SQL | argument | result |
@@ -69,20 +69,23 @@ pub mod map;
 pub mod plugin;
 pub mod scalar;
 pub mod state;
+pub mod table;
 pub mod transform;
 pub mod value;
+pub mod window;
 
 pub use bindings::kymo::udf::types::{
     Argument, Column, DataType, Error, ErrorCode, Field, TimeUnit, TimestampType, Values, VarBytes,
 };
-pub use column::Strings;
+pub use column::{Arg, Strings};
 pub use context::{Context, Level, context, log};
-pub use kymo_udf_macros::{State, aggregate, scalar, transform};
+pub use kymo_udf_macros::{State, aggregate, scalar, table, transform, window};
 pub use state::{BytesState, Samples, State};
 pub use transform::{Batch, Output, RejectedRow, Settings, Transform};
 pub use value::{Date, Timestamp};
+pub use window::Partition;
 
-/// What a function's results depend on besides its arguments.
-pub use bindings::exports::kymo::udf::catalog::Volatility;
 /// Who deals with nulls: the server before and after the call, or the function.
 pub use bindings::exports::kymo::udf::catalog::NullHandling;
+/// What a function's results depend on besides its arguments.
+pub use bindings::exports::kymo::udf::catalog::Volatility;

@@ -8,12 +8,16 @@ use crate::bindings::exports::kymo::udf::aggregate as aggregate_exports;
 use crate::bindings::exports::kymo::udf::catalog::{
     self, Kind, NullHandling, Overload, Volatility,
 };
-use crate::bindings::exports::kymo::udf_preview::transform as transform_exports;
+use crate::bindings::exports::kymo::udf_preview::{
+    table as table_exports, transform as transform_exports,
+};
 use crate::bindings::kymo::udf::types::{Argument, Column, Error, Field};
 use crate::context;
 use crate::scalar::ScalarFunction;
 use crate::state::State as _;
+use crate::table::{Rows, TableFunction};
 use crate::transform::{Batch, Output, Pipeline, Settings, TransformFunction};
+use crate::window::{Partition, WindowFunction};
 
 /// What a world of `wit/` says, encoded as a component's type section wants it.
 pub mod worlds {
@@ -21,6 +25,10 @@ pub mod worlds {
     pub const SCALAR: &[u8] = include_bytes!("worlds/scalar.world");
     /// `aggregate-plugin`
     pub const AGGREGATE: &[u8] = include_bytes!("worlds/aggregate.world");
+    /// `window-plugin`
+    pub const WINDOW: &[u8] = include_bytes!("worlds/window.world");
+    /// `table-plugin`
+    pub const TABLE: &[u8] = include_bytes!("worlds/table.world");
     /// `transform-plugin`
     pub const TRANSFORM: &[u8] = include_bytes!("worlds/transform.world");
 
@@ -39,11 +47,14 @@ pub struct Entry {
     run: Run,
 }
 
+type OpenRows = fn(Vec<Column>) -> Result<Box<dyn Rows>, Error>;
 type OpenPipeline = fn(&Settings, &[Field]) -> Result<Box<dyn Pipeline>, Error>;
 
 enum Run {
     Scalar(fn(&[Argument], usize) -> Result<Column, Error>),
     Aggregate(fn() -> Box<dyn Groups>),
+    Window(fn(&[Argument], Partition<'_>) -> Result<Column, Error>),
+    Table(OpenRows),
     Transform(OpenPipeline),
 }
 
@@ -80,6 +91,40 @@ impl Entry {
                 )
             },
             run: Run::Aggregate(|| Box::new(States::<A>::new())),
+        }
+    }
+
+    pub fn window<W: WindowFunction>() -> Self {
+        Entry {
+            name: W::NAME,
+            describe: || catalog::Function {
+                volatility: W::VOLATILITY,
+                nulls: NullHandling::Pass,
+                ..function(
+                    Kind::Window,
+                    W::NAME,
+                    W::DESCRIPTION,
+                    overload(W::parameters(), vec![W::returns()], Vec::new()),
+                )
+            },
+            run: Run::Window(W::call),
+        }
+    }
+
+    pub fn table<T: TableFunction>() -> Self {
+        Entry {
+            name: T::NAME,
+            describe: || catalog::Function {
+                volatility: T::VOLATILITY,
+                nulls: NullHandling::Pass,
+                ..function(
+                    Kind::Table,
+                    T::NAME,
+                    T::DESCRIPTION,
+                    overload(T::parameters(), T::returns(), Vec::new()),
+                )
+            },
+            run: Run::Table(T::open),
         }
     }
 
@@ -192,6 +237,42 @@ pub fn call<P: Plugin>(
     }
 }
 
+pub fn call_window<P: Plugin>(
+    function: u32,
+    overload: u32,
+    args: &[Argument],
+    peers: &[u32],
+    rows: u32,
+) -> Result<Column, Error> {
+    match P::table().run(function, overload) {
+        Some(Run::Window(run)) => run(args, Partition::new(rows as usize, peers)?),
+        _ => Err(unknown(function, overload)),
+    }
+}
+
+/// The resource behind a table function.
+pub struct CursorOf<P>(RefCell<Box<dyn Rows>>, PhantomData<P>);
+
+impl<P: Plugin> table_exports::GuestCursor for CursorOf<P> {
+    fn open(
+        function: u32,
+        overload: u32,
+        args: Vec<Column>,
+    ) -> Result<table_exports::Cursor, Error> {
+        match P::table().run(function, overload) {
+            Some(Run::Table(open)) => {
+                let cursor = CursorOf::<P>(RefCell::new(open(args)?), PhantomData);
+                Ok(table_exports::Cursor::new(cursor))
+            }
+            _ => Err(unknown(function, overload)),
+        }
+    }
+
+    fn next(&self, max_rows: u32) -> Result<Option<Batch>, Error> {
+        self.0.borrow_mut().next(max_rows as usize)
+    }
+}
+
 /// The resource behind an aggregate.
 pub struct Accumulator<P>(RefCell<Box<dyn Groups>>, PhantomData<P>);
 
@@ -275,8 +356,8 @@ impl<P: Plugin> transform_exports::GuestPipeline for PipelineOf<P> {
 
 /// Makes a plugin of the crate: once, in its root.
 ///
-/// `name` and at least one of `scalars`, `aggregates`, `transforms` are needed, in this order;
-/// `description` stands after the name. The version is the crate's.
+/// `name` and at least one of `scalars`, `aggregates`, `windows`, `tables`, `transforms` are needed,
+/// in this order; `description` stands after the name. The version is the crate's.
 #[macro_export]
 macro_rules! plugin {
     (
@@ -284,6 +365,8 @@ macro_rules! plugin {
         $(, description: $description:expr)?
         $(, scalars: [$($scalar:path),+ $(,)?])?
         $(, aggregates: [$($aggregate:path),+ $(,)?])?
+        $(, windows: [$($window:path),+ $(,)?])?
+        $(, tables: [$($table:path),+ $(,)?])?
         $(, transforms: [$($transform:path),+ $(,)?])?
         $(,)?
     ) => {
@@ -301,6 +384,8 @@ macro_rules! plugin {
                 TABLE.get_or_init(|| $crate::plugin::Table::new(vec![
                     $($($crate::plugin::Entry::scalar::<$scalar>(),)+)?
                     $($($crate::plugin::Entry::aggregate::<$aggregate>(),)+)?
+                    $($($crate::plugin::Entry::window::<$window>(),)+)?
+                    $($($crate::plugin::Entry::table::<$table>(),)+)?
                     $($($crate::plugin::Entry::transform::<$transform>(),)+)?
                 ]))
             }
@@ -309,6 +394,8 @@ macro_rules! plugin {
         $crate::__catalog!();
         $($crate::__scalar!($($scalar)+);)?
         $($crate::__aggregate!($($aggregate)+);)?
+        $($crate::__window!($($window)+);)?
+        $($crate::__table!($($table)+);)?
         $($crate::__transform!($($transform)+);)?
     };
 }
@@ -368,6 +455,46 @@ macro_rules! __aggregate {
             __KymoPlugin with_types_in $crate::bindings::exports::kymo::udf::aggregate
         );
         $crate::__world!(AGGREGATE, "component-type:kymo-aggregate");
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __window {
+    ($($function:path)+) => {
+        impl $crate::bindings::exports::kymo::udf_preview::window::Guest for __KymoPlugin {
+            fn call(
+                function: u32,
+                overload: u32,
+                args: Vec<$crate::Argument>,
+                peers: Vec<u32>,
+                rows: u32,
+            ) -> ::std::result::Result<$crate::Column, $crate::Error> {
+                $crate::plugin::call_window::<__KymoPlugin>(function, overload, &args, &peers, rows)
+            }
+        }
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::exports::kymo::udf_preview::window::
+            __export_kymo_udf_preview_window_0_0_1_cabi!(
+            __KymoPlugin with_types_in $crate::bindings::exports::kymo::udf_preview::window
+        );
+        $crate::__world!(WINDOW, "component-type:kymo-window");
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __table {
+    ($($function:path)+) => {
+        impl $crate::bindings::exports::kymo::udf_preview::table::Guest for __KymoPlugin {
+            type Cursor = $crate::plugin::CursorOf<__KymoPlugin>;
+        }
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::exports::kymo::udf_preview::table::
+            __export_kymo_udf_preview_table_0_0_1_cabi!(
+            __KymoPlugin with_types_in $crate::bindings::exports::kymo::udf_preview::table
+        );
+        $crate::__world!(TABLE, "component-type:kymo-table");
     };
 }
 

@@ -18,14 +18,18 @@ const EVERYTHING: &str = "
 package kymo:everything;
 world everything {
     include kymo:udf/plugin@0.1.0;
+    include kymo:udf-preview/window-plugin@0.0.1;
+    include kymo:udf-preview/table-plugin@0.0.1;
     include kymo:udf-preview/transform-plugin@0.0.1;
 }
 ";
 
 /// World, name of its file.
-const WORLDS: [(&str, &str); 3] = [
+const WORLDS: [(&str, &str); 5] = [
     ("kymo:udf/scalar-plugin@0.1.0", "scalar.world"),
     ("kymo:udf/aggregate-plugin@0.1.0", "aggregate.world"),
+    ("kymo:udf-preview/window-plugin@0.0.1", "window.world"),
+    ("kymo:udf-preview/table-plugin@0.0.1", "table.world"),
     ("kymo:udf-preview/transform-plugin@0.0.1", "transform.world"),
 ];
 
