@@ -296,7 +296,8 @@ section! {
         max_code_functions: usize = 20_000,
         /// Size of the body of one WebAssembly function.
         max_code_body_bytes: u64 = 128 * KIB,
-        /// Time, and CPU time, for compiling one component; it is compiled in a process of its own.
+        /// CPU time for compiling one component, in a process of its own. By the clock it may take
+        /// four times as long.
         compile_timeout_ms: u64 = 60_000,
         /// Address space of the process that compiles.
         compile_memory_bytes: u64 = GIB,

@@ -27,6 +27,9 @@ use crate::validate::{CodeLimits, check_resources, validate};
 /// The hidden subcommand of the binary that compiles. Its one argument is a [`Request`].
 pub const SUBCOMMAND: &str = "plugin-compile";
 
+/// How much longer than its CPU time compiling may take by the clock: on a busy machine it waits.
+const PATIENCE: u64 = 4;
+
 /// The stack of the compiler, which is deeply recursive.
 const COMPILER_STACK: usize = 32 << 20;
 
@@ -91,7 +94,7 @@ impl Compiler {
                 memory_bytes: settings.compile_memory_bytes,
                 cpu_seconds: settings.compile_timeout_ms.div_ceil(1000),
             },
-            timeout: Duration::from_millis(settings.compile_timeout_ms),
+            timeout: Duration::from_millis(settings.compile_timeout_ms.saturating_mul(PATIENCE)),
             one_at_a_time: Mutex::new(()),
         }
     }
@@ -133,7 +136,10 @@ impl Compiler {
         let compiled = compiled?;
         let took = clock.monotonic().saturating_sub(begin);
         metrics().plugins.compile_seconds.observe(took.as_secs_f64());
-        let Some((output, complaint)) = compiled else { return Err(self.too_long()) };
+        let Some((output, complaint)) = compiled else {
+            let text = format!("compiling took longer than {} s", self.timeout.as_secs_f64());
+            return Err(too_long(text));
+        };
         match status? {
             status if status.success() => Ok((output, took)),
             status => Err(self.refusal(status, &complaint)),
@@ -177,12 +183,6 @@ impl Compiler {
         Ok(Some((join(output)?, join(complaint)?)))
     }
 
-    fn too_long(&self) -> Error {
-        let text = format!("compiling took longer than {} s", self.timeout.as_secs_f64());
-        Error::new(Code::TooLarge, text)
-            .with_hint("make the plugin smaller, or raise plugins.compile_timeout_ms")
-    }
-
     fn refusal(&self, status: ExitStatus, complaint: &[u8]) -> Error {
         use std::os::unix::process::ExitStatusExt;
 
@@ -196,7 +196,10 @@ impl Compiler {
             };
         }
         match status.signal() {
-            Some(libc::SIGXCPU | libc::SIGKILL) => self.too_long(),
+            Some(libc::SIGXCPU | libc::SIGKILL) => {
+                let seconds = self.request.cpu_seconds;
+                too_long(format!("compiling needs more than {seconds} s of processor time"))
+            }
             Some(_) => Error::new(
                 Code::TooLarge,
                 format!(
@@ -212,6 +215,11 @@ impl Compiler {
             }
         }
     }
+}
+
+fn too_long(text: String) -> Error {
+    Error::new(Code::TooLarge, text)
+        .with_hint("make the plugin smaller, or raise plugins.compile_timeout_ms")
 }
 
 fn read(from: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
