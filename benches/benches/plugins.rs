@@ -149,6 +149,7 @@ fn context() -> QueryContext {
         timezone: "UTC".to_owned(),
         seed: 0,
         memory: Arc::new(Unlimited),
+        usage: Arc::default(),
     }
 }
 

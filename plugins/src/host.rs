@@ -155,6 +155,7 @@ impl PluginHost {
             timezone: "UTC".to_owned(),
             seed: 0,
             memory: Arc::new(Unlimited),
+            usage: Arc::default(),
         });
         let birth = Birth { engine: &self.engine, log: &self.log, context: &context };
         let permit = self.engine.permits().take(|| Ok(()))?;

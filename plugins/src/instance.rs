@@ -18,6 +18,7 @@ use crate::log::{Logger, PluginLog};
 use crate::memory::{Limiter, MemoryAccount, Refusal};
 use crate::permits::Permit;
 use crate::stats::{Fault, Pending};
+use crate::usage::Usage;
 use crate::version::PluginVersion;
 
 /// What calls of plugins have to know of the query that they are made for.
@@ -36,6 +37,8 @@ pub struct QueryContext {
     pub seed: u64,
     /// Where memory is charged.
     pub memory: Arc<dyn MemoryAccount>,
+    /// What is spent in calls.
+    pub usage: Arc<Usage>,
 }
 
 impl QueryContext {
@@ -221,6 +224,9 @@ impl Instance {
             Err(_) => return Err(panicked("instantiate").into()),
         };
         version.stats().created();
+        let context = birth.context;
+        let took = clock_of(&store).saturating_sub(born);
+        context.usage.add((version.name(), version.short()), "instantiate", 0, took);
         Ok(Instance {
             bound,
             store,
@@ -245,7 +251,7 @@ impl Instance {
 
     /// How long it has lived.
     pub(crate) fn age(&self) -> Duration {
-        self.store.data().clock.monotonic().saturating_sub(self.born)
+        clock_of(&self.store).saturating_sub(self.born)
     }
 
     /// Bytes of memory that it has.
@@ -305,8 +311,10 @@ impl Instance {
     }
 
     fn count(&mut self, begin: Duration, time: Duration, site: CallSite<'_>) {
-        let took = self.store.data().clock.monotonic().saturating_sub(begin);
+        let took = clock_of(&self.store).saturating_sub(begin);
         self.calls += 1;
+        let version = (self.version.name(), self.version.short());
+        self.store.data().context.usage.add(version, site.name, site.rows as u64, took);
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.version.stats().called(&mut self.pending, site.rows as u64, nanoseconds);
         let memory = self.memory();
@@ -322,6 +330,11 @@ impl Drop for Instance {
         self.version.stats().flush(&mut self.pending);
         self.version.stats().dropped();
     }
+}
+
+/// The monotonic clock of the process, as an instance sees it.
+fn clock_of(store: &Store<HostState>) -> Duration {
+    store.data().clock.monotonic()
 }
 
 /// Another seed for every instance, from the query's and a number (SplitMix64).

@@ -32,6 +32,7 @@ pub mod query;
 pub mod registry;
 pub mod stats;
 pub mod template;
+pub mod usage;
 pub mod validate;
 pub mod version;
 

@@ -347,6 +347,7 @@ impl Shared {
             timezone: "UTC".to_owned(),
             seed: self.batches.load(Ordering::Relaxed),
             memory: Arc::new(kymo_plugins::memory::Unlimited),
+            usage: Arc::default(),
         };
         let settings = key.transform.settings.clone().into_iter().collect();
         Pipeline::open(host, function, context, settings, key.input.clone())

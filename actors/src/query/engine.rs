@@ -459,6 +459,7 @@ impl Engine {
             Err(_) => error,
         })?;
         let writes = matches!(plan, LogicalPlan::Dml(_));
+        let analyzed = matches!(plan, LogicalPlan::Analyze(_));
         let plan = state.optimize(&plan).map_err(from_engine)?;
         // The optimizer leaves constants that it cannot evaluate for later. A plugin that has
         // failed once is not asked again.
@@ -478,6 +479,9 @@ impl Engine {
         metrics().queries.planning_seconds.observe(planning.as_secs_f64());
         let context = state.task_ctx();
         let mut stream = execute_stream(physical, context).map_err(from_engine)?;
+        if let (Some(lending), true) = (&lending, analyzed) {
+            stream = plugin::with_usage(stream, lending);
+        }
         if !writes {
             let schema = rename(&stream.schema(), &job.planned()?.names);
             let mut settings = Vec::new();

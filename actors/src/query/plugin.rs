@@ -24,6 +24,7 @@ mod overloads;
 mod scalar;
 mod single;
 mod table;
+mod usage;
 mod window;
 
 use datafusion::common::DataFusionError;
@@ -33,6 +34,7 @@ pub(super) use batches::coalesced;
 pub(super) use bind::{bound, unbound};
 pub(super) use calls::{Called, Place};
 pub(super) use lending::{Lending, Terms};
+pub(super) use usage::with_usage;
 pub(super) use window::Ordered;
 
 /// Our error on its way through the engine, which hands it on as it is.

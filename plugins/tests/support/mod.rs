@@ -356,6 +356,7 @@ pub fn context(memory: Arc<Budget>) -> QueryContext {
         timezone: "UTC".to_owned(),
         seed: 7,
         memory,
+        usage: Arc::default(),
     }
 }
 

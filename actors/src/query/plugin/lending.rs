@@ -16,6 +16,7 @@ use kymo_plugins::memory::Unlimited;
 use kymo_plugins::{
     Accumulator, Kind, PluginFunction, PluginHost, PluginMap, QueryContext, QueryPlugins,
 };
+use kymo_plugins::usage::Spent;
 use parking_lot::Mutex;
 
 use super::super::build::has_function;
@@ -71,6 +72,7 @@ impl Lending {
             timezone: zone.to_owned(),
             seed: terms.seed,
             memory: Arc::new(Account::new(&state.runtime_env().memory_pool)),
+            usage: Arc::default(),
         };
         let uncharged = QueryContext { memory: Arc::new(Unlimited), ..charged.clone() };
         Arc::new(Lending {
@@ -211,6 +213,11 @@ impl Lending {
                 self.doom.lock().get_or_insert_with(|| error.clone());
             }
         })
+    }
+
+    /// What the calls of this statement have spent so far.
+    pub(super) fn spent(&self) -> Vec<Spent> {
+        self.charged.context().usage.spent()
     }
 
     /// # Errors

@@ -133,6 +133,24 @@ fn scalar_functions_answer_as_native_ones() {
 }
 
 #[test]
+fn explain_analyze_tells_what_plugins_took() {
+    let lab = Lab::golden();
+    let sql = format!(
+        "EXPLAIN ANALYZE SELECT golden.golden_mean(golden.twice(x)) FROM {ROWS} AS t"
+    );
+    let told = lab.one(&sql);
+    let line = |call: &str| {
+        let found = told.lines().find(|line| line.contains(call));
+        found.unwrap_or_else(|| panic!("no {call} in {told}")).to_owned()
+    };
+    assert!(line("golden.twice (").contains("rows=20000, time="), "{told}");
+    assert!(line("golden.golden_mean.update (").contains("calls="), "{told}");
+    assert!(line("golden.instantiate (").contains("rows=0"), "{told}");
+    let native = lab.one(&format!("EXPLAIN ANALYZE SELECT avg(2 * x) FROM {ROWS} AS t"));
+    assert!(!native.contains("Plugins"), "{native}");
+}
+
+#[test]
 fn tags_are_asked_for_once_a_value() {
     let lab = Lab::golden();
     lab.one("CREATE TABLE t (host TEXT TAG, v BIGINT, time TIMESTAMPTZ)");

@@ -75,6 +75,7 @@ fn context() -> QueryContext {
         timezone: "UTC".to_owned(),
         seed: 0,
         memory: Arc::new(Unlimited),
+        usage: Arc::default(),
     }
 }
 
