@@ -419,8 +419,8 @@ fn rows_that_were_taken_out_again_leave_no_trace() {
     let run = |(kept, gone): (Shape, Shape)| {
         let (kept, gone) = (kept.small(1), gone.small(2));
         let mut accumulator = mean.open();
-        accumulator.update(&[gone.clone()], None, 1, None).unwrap();
-        accumulator.update(&[kept.clone()], None, 1, None).unwrap();
+        accumulator.update(std::slice::from_ref(&gone), None, 1, None).unwrap();
+        accumulator.update(std::slice::from_ref(&kept), None, 1, None).unwrap();
         accumulator.retract(&[gone], None, None).unwrap();
         let kept: Vec<f64> = kept.as_primitive::<Float64Type>().iter().flatten().collect();
         let native = (!kept.is_empty()).then(|| kept.iter().sum::<f64>() / kept.len() as f64);
