@@ -26,6 +26,8 @@ fn only_administrators_change_definitions() {
             "DROP TABLE IF EXISTS nothing",
             "CREATE DATABASE d",
             "DROP DATABASE IF EXISTS d",
+            "ATTACH TRANSFORM p.f TO t",
+            "DETACH TRANSFORM p.f FROM t",
         ] {
             let error = rows(&session, sql).await.unwrap_err();
             assert_eq!(error.code(), Code::NotAuthorized, "{sql}: {error:?}");
