@@ -137,7 +137,8 @@ async fn what_is_no_plugin_is_refused_by_name_and_the_server_goes_on() {
         let packed = server.request(Method::PUT, &format!("{PATH}/p"));
         let packed = packed.header("content-encoding", encoding).body(vec![0; 1000]);
         let answer = send(packed).await.expect("an answer");
-        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{}", answer.text());
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
+        assert_eq!(answer.json()["code"], "unsupported", "{}", answer.text());
         assert!(answer.text().contains("content-encoding"), "{}", answer.text());
     }
     assert!(server.sql("SELECT * FROM system.plugins").await.is_empty());

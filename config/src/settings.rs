@@ -320,8 +320,9 @@ section! {
         call_timeout_ms: u64 = 1000,
         /// The largest limit for the time of one call that a plugin may be installed with.
         max_call_timeout_ms: u64 = 60_000,
-        /// Time for an instance to start and for a component to describe itself.
-        start_timeout_ms: u64 = 100,
+        /// Time for an instance to start and for a component to describe itself. An interpreter
+        /// needs some 40 ms where nothing else runs.
+        start_timeout_ms: u64 = 1000,
         /// Size of what one call may hand back, on top of four times the size of its arguments.
         max_result_bytes: u64 = 16 * MIB,
         /// Rows of one call; larger batches are split.

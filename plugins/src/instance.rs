@@ -374,6 +374,9 @@ fn judge(
     let place = format!("plugin {} ({}), {}", version.name(), version.short(), site.name);
     let error = match fault {
         None => error.context(place),
+        Some(Fault::Deadline) if ["instantiate", "start", "describe"].contains(&site.name) => error
+            .context(place)
+            .with_hint("raise plugins.start_timeout_ms, if it is an interpreter that starts"),
         Some(_) => error
             .context(place)
             .with_hint("this is a defect of the plugin; system.plugin_log may say more"),

@@ -290,6 +290,7 @@ fn what_fails_to_describe_itself_is_not_loaded() {
     let late = load(&with_bodies("(loop $l (br $l))", ""));
     assert_eq!(late.code(), Code::Deadline, "{late}");
     assert!(late.message().contains("describe: the call took longer than 100 ms"), "{late}");
+    assert!(late.hint().unwrap().contains("plugins.start_timeout_ms"), "{late:?}");
     let trap = load(&with_bodies("unreachable", ""));
     assert_eq!(trap.code(), Code::PluginFailed, "{trap}");
     let nowhere = load(&with_bodies("(return (i32.const -4))", ""));
@@ -517,7 +518,7 @@ fn a_flipped_bit_anywhere_is_refused_or_harmless() {
             // Most bits are code or data; compiling them all would take minutes.
             Ok(_) => {
                 valid += 1;
-                if valid % 100 == 0 {
+                if valid.is_multiple_of(100) {
                     survives(&bench, &bad);
                 }
             }
