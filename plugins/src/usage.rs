@@ -42,9 +42,9 @@ impl Usage {
         time: Duration,
     ) {
         let mut all = self.0.lock();
-        let known = all.iter_mut().find(|each| {
-            each.call == call && each.plugin == *plugin && each.version == *version
-        });
+        let known = all
+            .iter_mut()
+            .find(|each| each.call == call && each.plugin == *plugin && each.version == *version);
         match known {
             Some(known) => {
                 known.calls += 1;

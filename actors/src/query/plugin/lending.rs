@@ -13,10 +13,10 @@ use kymo_kernel::message::SessionContext;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::memory::Unlimited;
+use kymo_plugins::usage::Spent;
 use kymo_plugins::{
     Accumulator, Kind, PluginFunction, PluginHost, PluginMap, QueryContext, QueryPlugins,
 };
-use kymo_plugins::usage::Spent;
 use parking_lot::Mutex;
 
 use super::super::build::has_function;

@@ -135,9 +135,8 @@ fn scalar_functions_answer_as_native_ones() {
 #[test]
 fn explain_analyze_tells_what_plugins_took() {
     let lab = Lab::golden();
-    let sql = format!(
-        "EXPLAIN ANALYZE SELECT golden.golden_mean(golden.twice(x)) FROM {ROWS} AS t"
-    );
+    let sql =
+        format!("EXPLAIN ANALYZE SELECT golden.golden_mean(golden.twice(x)) FROM {ROWS} AS t");
     let told = lab.one(&sql);
     let line = |call: &str| {
         let found = told.lines().find(|line| line.contains(call));
