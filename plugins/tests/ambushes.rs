@@ -55,11 +55,11 @@ fn c2f(query: &QueryPlugins, version: &Arc<PluginVersion>, rows: usize) -> Resul
 /// The laboratory with a body put in front of what one of its exports does.
 fn lab_with(export: &str, body: &str) -> Vec<u8> {
     let text = text(1.8);
-    let start = text.find(&format!("(export \"{export}\")")).expect("an export of that name");
+    let start = text.find(&format!("(export \"{export}\")")).unwrap();
     let head = ["(result i32)", "(result i64)"]
         .iter()
         .filter_map(|result| text[start..].find(result).map(|at| start + at + result.len()));
-    let at = head.min().expect("an export with a result");
+    let at = head.min().unwrap();
     component("plugin", &format!("{}{body}{}", &text[..at], &text[at..]))
 }
 
@@ -75,7 +75,7 @@ fn lab_with_allocator(body: &str) -> Vec<u8> {
 /// The laboratory with one more export or field.
 fn lab_and(addition: &str) -> Vec<u8> {
     let text = text(1.8);
-    let end = text.rfind(')').expect("a module");
+    let end = text.rfind(')').unwrap();
     component("plugin", &format!("{}{addition})", &text[..end]))
 }
 
@@ -214,10 +214,10 @@ fn tables_are_bounded() {
 
 fn lab_text_with(export: &str, body: &str) -> Vec<u8> {
     let text = text(1.8);
-    let start = text.find(&format!("(export \"{export}\")")).expect("an export of that name");
+    let start = text.find(&format!("(export \"{export}\")")).unwrap();
     // Behind the locals that the function has.
     let locals = "(local $first i32)";
-    let at = start + text[start..].find(locals).expect("its local") + locals.len();
+    let at = start + text[start..].find(locals).unwrap() + locals.len();
     format!("{}{body}{}", &text[..at], &text[at..]).into_bytes()
 }
 
