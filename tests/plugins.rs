@@ -1,6 +1,7 @@
 //! Installing plugins, over HTTP and SQL against the real binary: versions, going back,
 //! refusals, and that a kill leaves all of an installation or nothing.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -146,6 +147,71 @@ async fn what_is_no_plugin_is_refused_by_name_and_the_server_goes_on() {
     assert!(left.iter().all(|name| name.ends_with(".wasm")), "{left:?}");
     install(&server, "p", whole).await;
     assert!(server.anonymous(Method::GET, PATH).send().await.unwrap().status() == 401);
+}
+
+/// Answers requests for these paths, one after the other, as long as the test lives: `/p.wasm`
+/// with a component, `/endless` without an end, `/elsewhere` with a way to `/p.wasm`.
+fn serve(component: Vec<u8>) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..count]).into_owned();
+            // Who asked may hang up in the middle: that is what the test is about.
+            let _ = match request.split(' ').nth(1) {
+                Some("/released/p.wasm") => {
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                        component.len()
+                    );
+                    stream.write_all(&[head.as_bytes(), &component].concat())
+                }
+                Some("/released/endless") => endless(&mut stream),
+                Some("/released/elsewhere") => stream.write_all(
+                    b"HTTP/1.1 302 Found\r\nlocation: /secret\r\nconnection: close\r\n\
+                      content-length: 0\r\n\r\n",
+                ),
+                _ => stream.write_all(
+                    b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                ),
+            };
+        }
+    });
+    address
+}
+
+fn endless(stream: &mut std::net::TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")?;
+    loop {
+        stream.write_all(&[0; 4096])?;
+    }
+}
+
+#[tokio::test]
+async fn components_are_fetched_from_where_the_settings_allow_and_from_nowhere_else() {
+    let address = serve(plugin("1.0.0", &["f"]));
+    let base = format!("http://{address}/released/");
+    let server = Server::start(Options::new().setting("plugins.install_urls", &base));
+    server.sql(&format!("CREATE PLUGIN p FROM '{base}p.wasm'")).await;
+    assert_eq!(show(&server, "p").await["active"]["version"], "1.0.0");
+    for (location, part) in [
+        (format!("{base}missing"), "404"),
+        (format!("{base}elsewhere"), "302"),
+        (format!("{base}endless"), "larger than"),
+        (format!("{base}../secret"), "install_urls"),
+        (format!("http://{address}/secret"), "install_urls"),
+        ("https://localhost/released/x".to_owned(), "install_urls"),
+    ] {
+        let sql = format!("CREATE PLUGIN q FROM '{location}'");
+        let answer = server.try_sql(&sql).await.expect("an answer");
+        assert!(answer.status.is_client_error(), "{location}: {}", answer.status);
+        assert!(answer.text().contains(part), "{location}: {}", answer.text());
+    }
+    assert_eq!(server.sql("SHOW PLUGINS").await.len(), 1);
+    assert_eq!(files(&server).len(), 1, "nothing unfinished is left");
 }
 
 #[tokio::test]

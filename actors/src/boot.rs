@@ -29,7 +29,7 @@ use plugins::Plugins;
 
 use crate::engine::Engine;
 use crate::feed::Hub;
-use crate::plugin_manager;
+use crate::plugin_manager::{self, Download};
 use crate::session::Session;
 
 mod answers;
@@ -65,13 +65,26 @@ impl System {
     /// What keeps the store from opening: `locked` by another process, `corrupt` naming the
     /// place, I/O errors; `invalid_settings`.
     pub fn boot(settings: Arc<Settings>, env: Env, pools: Pools) -> Result<System> {
+        System::boot_with(settings, env, pools, None)
+    }
+
+    /// As [`System::boot`], with a client for the addresses that plugins may be installed from.
+    ///
+    /// # Errors
+    /// As [`System::boot`].
+    pub fn boot_with(
+        settings: Arc<Settings>,
+        env: Env,
+        pools: Pools,
+        download: Option<Arc<dyn Download>>,
+    ) -> Result<System> {
         let started = env.clock.monotonic();
         let (fatal, _) = watch::channel(None);
         let store = open_store(&settings, &env, &pools, &fatal)?;
         let supervisor = start_supervisor(&pools, &env, &fatal);
         let host = plugin_manager::start_host(&settings, &env, &pools)?;
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
-        let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host);
+        let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host, download);
         let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine, &plugins)?;
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));

@@ -37,6 +37,8 @@ mod install;
 pub(crate) mod publish;
 mod source;
 
+pub use source::Download;
+
 /// The folder below the data folder where compiled code is cached: no part of the data.
 const CACHE: &str = "cache/plugins";
 
@@ -51,6 +53,7 @@ struct Parts {
     store: Arc<Store>,
     ddl: Port<Ddl>,
     host: Option<Arc<PluginHost>>,
+    download: Option<Arc<dyn Download>>,
     /// Versions that were loaded and that nobody has published yet.
     fresh: Mutex<Vec<Weak<PluginVersion>>>,
     /// Held while the registry is made to follow the metadata.
@@ -85,10 +88,21 @@ impl Context {
         store: Arc<Store>,
         ddl: Port<Ddl>,
         host: Option<Arc<PluginHost>>,
+        download: Option<Arc<dyn Download>>,
     ) -> Self {
         let publishing = tokio::sync::Mutex::default();
         let fresh = Mutex::default();
-        Context(Arc::new(Parts { settings, env, pools, store, ddl, host, fresh, publishing }))
+        Context(Arc::new(Parts {
+            settings,
+            env,
+            pools,
+            store,
+            ddl,
+            host,
+            download,
+            fresh,
+            publishing,
+        }))
     }
 
     fn host(&self) -> Result<&Arc<PluginHost>> {

@@ -292,6 +292,11 @@ section! {
         /// The folder that `CREATE PLUGIN … FROM 'file:…'` may read components from; empty switches
         /// that off.
         install_folder: PathBuf = PathBuf::new(),
+        /// What addresses in `CREATE PLUGIN … FROM 'https://…'` may begin with; none by default:
+        /// the server then fetches nothing.
+        install_urls: Vec<String> = Vec::new(),
+        /// Time for fetching one component.
+        fetch_timeout_ms: u64 = 60_000,
         /// WebAssembly functions in one component.
         max_code_functions: usize = 20_000,
         /// Size of the body of one WebAssembly function.

@@ -4,7 +4,7 @@
 //! [`client`], which finds address and credentials in flags, in the environment, or where
 //! the last `kymo start` or `kymo demo` on this machine left them ([`credentials`]).
 
-mod client;
+pub(crate) mod client;
 mod credentials;
 mod demo;
 mod ingest;

@@ -21,6 +21,8 @@ pub mod auth;
 pub mod cli;
 pub mod columns;
 #[cfg(feature = "server")]
+pub mod download;
+#[cfg(feature = "server")]
 pub mod error;
 #[cfg(feature = "server")]
 pub mod http;

@@ -13,7 +13,7 @@ use kymo_plugins::PluginHost;
 use parking_lot::Mutex;
 
 use crate::engine::Engine;
-use crate::plugin_manager::{Context, PluginManager};
+use crate::plugin_manager::{Context, Download, PluginManager};
 
 /// Changes of plugins that may wait or be carried out.
 const COMMANDS: usize = 16;
@@ -36,6 +36,7 @@ impl Plugins {
         supervisor: &Supervisor,
         engine: &Engine,
         host: Option<Arc<PluginHost>>,
+        download: Option<Arc<dyn Download>>,
     ) -> Plugins {
         let context = Context::new(
             settings.clone(),
@@ -44,6 +45,7 @@ impl Plugins {
             engine.store().clone(),
             engine.ddl().clone(),
             host.clone(),
+            download,
         );
         let spec = Spec::new("plugin-manager", "plugin_manager").restart(Restart::BACKGROUND);
         let running = supervisor.start(spec, move || PluginManager::new(context.clone()));

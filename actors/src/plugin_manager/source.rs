@@ -1,14 +1,26 @@
 //! Where `CREATE PLUGIN … FROM '…'` may take a component from: one that was uploaded before,
-//! by its digest, and files below a folder that the settings name. The server fetches nothing
-//! from the network: whoever can reach an address uploads what is there.
+//! by its digest, files below a folder that the settings name, and addresses that begin with
+//! what the settings name. Without such a setting the server fetches nothing: else whoever may
+//! install a plugin could have it ask around in its own network.
 
 use std::path::{Path, PathBuf};
 
 use kymo_kernel::digest::Digest;
-use kymo_kernel::storage::components::Held;
+use kymo_kernel::storage::components::{Held, Staged};
 use kymo_kernel::{Code, Error, Result};
 
 use super::Context;
+
+/// Reads what an address names. Whoever starts the system lends it one, where it has any.
+pub trait Download: Send + Sync {
+    /// Hands what is there over piece by piece. Redirects are errors: they lead elsewhere than
+    /// to what was allowed. Blocks.
+    ///
+    /// # Errors
+    /// `invalid_input` where there is no answer or another one than the thing itself; what
+    /// `take` fails with.
+    fn read(&self, url: &str, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+}
 
 /// Bytes of a file that are copied at a time.
 const PIECE: usize = 256 << 10;
@@ -26,11 +38,61 @@ pub(super) fn fetch(context: &Context, location: &str) -> Result<Held> {
         let folder = &context.0.settings.plugins.install_folder;
         return copy(context, &permitted(folder, path.strip_prefix("//").unwrap_or(path))?);
     }
-    Err(Error::new(Code::Unsupported, format!("plugins are not installed from {location:?}"))
-        .with_hint(
-            "upload the component with PUT /api/v1/plugins/{name} or `kymo plugin install`, or \
-             write FROM 'file:…' or FROM 'sha256:…'",
-        ))
+    if location.starts_with("https://") || location.starts_with("http://") {
+        return download(context, location);
+    }
+    Err(not_from(location).with_hint(
+        "upload the component with PUT /api/v1/plugins/{name} or `kymo plugin install`, or write \
+         FROM 'file:…', FROM 'https://…' or FROM 'sha256:…'",
+    ))
+}
+
+fn not_from(location: &str) -> Error {
+    Error::new(Code::Unsupported, format!("plugins are not installed from {location:?}"))
+}
+
+fn download(context: &Context, url: &str) -> Result<Held> {
+    let settings = &context.0.settings.plugins;
+    if !allowed(&settings.install_urls, url) {
+        return Err(not_from(url).with_hint(
+            "upload the component, or name what its address begins with in plugins.install_urls",
+        ));
+    }
+    let Some(download) = &context.0.download else {
+        return Err(not_from(url).with_hint("this program has no client for it; upload it"));
+    };
+    let mut staged = context.0.store.components().begin()?;
+    download.read(url, &mut |piece| append(&mut staged, piece, settings.max_component_bytes))?;
+    staged.publish(None)
+}
+
+/// Whether an address begins with one that is allowed, whole folders of its path at a time, and
+/// cannot leave it again.
+fn allowed(prefixes: &[String], url: &str) -> bool {
+    let plain = |url: &str| {
+        let known = url::Url::parse(url).ok()?;
+        // What a parser changes (`..`, an account before an @) was not written for people.
+        let same = known.as_str() == url || known.as_str() == format!("{url}/");
+        (same && known.username().is_empty() && known.password().is_none()).then_some(())
+    };
+    plain(url).is_some()
+        && prefixes.iter().any(|prefix| {
+            let prefix = prefix.trim_end_matches('/');
+            !prefix.is_empty() && url.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        })
+}
+
+/// Adds to a component that is being stored, as far as one may be long.
+fn append(staged: &mut Staged, piece: &[u8], most: u64) -> Result<()> {
+    staged.append(piece)?;
+    if staged.bytes() > most {
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("the component is larger than {most} bytes"),
+        )
+        .with_hint("make it smaller, or raise plugins.max_component_bytes"));
+    }
+    Ok(())
 }
 
 /// The real path of a file, if it lies below the folder whatever links are on the way.
@@ -62,20 +124,35 @@ fn copy(context: &Context, path: &Path) -> Result<Held> {
         if count == 0 {
             return staged.publish(None);
         }
-        staged.append(&piece[..count])?;
-        if staged.bytes() > most {
-            return Err(Error::new(
-                Code::TooLarge,
-                format!("the component is larger than {most} bytes"),
-            )
-            .with_hint("make it smaller, or raise plugins.max_component_bytes"));
-        }
+        append(&mut staged, &piece[..count], most)?;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_addresses_below_those_that_are_named_are_fetched() {
+        let prefixes = ["https://a.org/released/".to_owned(), "http://b:8080".to_owned()];
+        for good in ["https://a.org/released/x.wasm", "http://b:8080/x", "http://b:8080/"] {
+            assert!(allowed(&prefixes, good), "{good}");
+        }
+        for bad in [
+            "https://a.org/released.evil/x.wasm",
+            "https://a.org/released/../secret",
+            "https://a.org/released/%2e%2e/secret",
+            "https://a.org.evil/released/x",
+            "http://b:80801/x",
+            "http://b:8080@evil/x",
+            "http://me@b:8080/x",
+            "ftp://a.org/released/x",
+            "https://a.org/other",
+        ] {
+            assert!(!allowed(&prefixes, bad), "{bad}");
+        }
+        assert!(!allowed(&[], "https://a.org/") && !allowed(&["/".to_owned()], "https://a.org/"));
+    }
 
     #[test]
     fn only_files_below_the_folder_are_read() {

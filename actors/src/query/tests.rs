@@ -103,6 +103,7 @@ impl House {
                 store.clone(),
                 engine.ddl().clone(),
                 plugins.clone(),
+                None,
             );
             let spec = Spec::new("plugin-manager", "plugin_manager");
             let running = supervisor.start(spec, move || PluginManager::new(context.clone()));

@@ -262,7 +262,7 @@ pub fn text(answer: Response) -> Result<String> {
 }
 
 /// The certificates that are trusted: this machine's, and those of a file.
-fn roots(ca: Option<&Path>) -> Result<Vec<Certificate<'static>>> {
+pub(crate) fn roots(ca: Option<&Path>) -> Result<Vec<Certificate<'static>>> {
     // A machine without any has nothing to trust, which the connection will say.
     let system = rustls_native_certs::load_native_certs().certs;
     let mut roots: Vec<_> = system.iter().map(|it| Certificate::from_der(it).to_owned()).collect();

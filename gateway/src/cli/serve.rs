@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kymo_actors::System;
+use kymo_actors::plugin_manager::Download;
 use kymo_config::Settings;
 use kymo_kernel::env::real;
 use kymo_kernel::message::Ddl;
@@ -23,6 +24,7 @@ use super::credentials::{self, Login};
 use super::print;
 use crate::Serving;
 use crate::auth::{accounts, password};
+use crate::download::Client;
 
 /// The exit code of a process that a second signal ended, as shells report it.
 const INTERRUPTED: i32 = 130;
@@ -46,7 +48,13 @@ pub fn start(settings: Settings) -> Result<Running> {
     let telemetry = observe::init(&settings.observe, TraceSettings::from_env())?;
     let pools = Pools::start(PoolSizes::of(&settings, PoolSizes::cores()))?;
     let signals = pools.block_on(async { Signals::new() })??;
-    let system = System::boot(Arc::clone(&settings), real::env(), pools.clone())?;
+    let download = Client::new(&settings.plugins)?;
+    let system = System::boot_with(
+        Arc::clone(&settings),
+        real::env(),
+        pools.clone(),
+        download.map(|client| Arc::new(client) as Arc<dyn Download>),
+    )?;
     let serving = pools.block_on(crate::serve(system.clone(), Arc::clone(&settings)))??;
     let running =
         Running { settings, pools, system, serving, signals: Mutex::new(signals), telemetry };
