@@ -29,6 +29,7 @@ use plugins::Plugins;
 
 use crate::engine::Engine;
 use crate::feed::Hub;
+use crate::live::Live;
 use crate::plugin_manager::{self, Download};
 use crate::session::Session;
 
@@ -48,6 +49,7 @@ struct Inner {
     engine: Engine,
     plugins: Plugins,
     answers: Answers,
+    live: Live,
     shutdown: Shutdown,
     fatal: watch::Sender<Option<Error>>,
     ready: AtomicBool,
@@ -86,6 +88,15 @@ impl System {
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
         let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host, download);
         let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine, &plugins)?;
+        let live = Live::new(
+            &settings,
+            &env,
+            &pools,
+            engine.store().clone(),
+            engine.feed().clone(),
+            answers.follow().clone(),
+            answers.subscriptions.clone(),
+        );
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
@@ -97,6 +108,7 @@ impl System {
             engine,
             plugins,
             answers,
+            live,
             shutdown,
             fatal,
             ready: AtomicBool::new(true),
@@ -173,6 +185,12 @@ impl System {
             return Err(Error::new(Code::ShuttingDown, "the server is stopping"));
         }
         Ok(Session::start(&self.0.supervisor, self.0.answers.ports.clone(), context))
+    }
+
+    /// Where to follow queries.
+    #[must_use]
+    pub fn live(&self) -> &Live {
+        &self.0.live
     }
 
     /// Where to follow committed rows.

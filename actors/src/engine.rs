@@ -35,8 +35,6 @@ const DDL_COUNT: usize = 64;
 const DDL_WAIT: Duration = Duration::from_secs(10);
 /// Messages that may wait for one actor beside the bytes that bound it.
 const MESSAGES: usize = 65_536;
-/// Bytes of committed rows on their way to the feed.
-const FEED_BYTES: u64 = 8 << 20;
 
 /// The write side, running. Cheap to clone; ends when [`Engine::stop`] is called.
 #[derive(Clone)]
@@ -76,7 +74,7 @@ impl Engine {
         let node = Arc::new(SingleNode::new(settings, store.epoch())?);
         let hub = Arc::new(Hub::default());
         let feed = start_feed(supervisor, &hub);
-        let publisher = Publisher::new(hub.clone(), feed.port(feed_budget()));
+        let publisher = Publisher::new(hub.clone(), feed.port(feed_budget(settings)));
         let memory = Memory::new(settings.memtable.soft_bytes, settings.memtable.hard_bytes);
         let context = writer::Context {
             store: store.clone(),
@@ -192,8 +190,8 @@ impl Engine {
     }
 }
 
-fn feed_budget() -> Budget {
-    Budget::bytes(MESSAGES, FEED_BYTES, Duration::ZERO)
+fn feed_budget(settings: &Settings) -> Budget {
+    Budget::bytes(MESSAGES, settings.live.feed_bytes, Duration::ZERO)
 }
 
 fn writer_limits(settings: &Settings) -> writer::core::Limits {

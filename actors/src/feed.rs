@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::Duration;
 
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::ids::{Position, TableId};
@@ -119,13 +120,20 @@ impl Hub {
         let mut all = self.subscribers.write();
         all.push(subscriber.clone());
         self.any.store(true, Ordering::Release);
+        drop(all);
+        // The other half is in `wanted`.
+        fence(Ordering::SeqCst);
         Subscription { hub: self.clone(), subscriber }
     }
 
-    /// Whether anybody follows anything: one load, for writers to ask before they build a
-    /// message.
+    /// Whether anybody follows anything: for writers to ask, once rows are visible, before
+    /// they build a message.
+    ///
+    /// A writer shows rows and then looks for subscribers; a subscriber enters itself and then
+    /// looks at the rows. The two fences see to it that at least one of them meets the other.
     #[must_use]
     pub fn wanted(&self) -> bool {
+        fence(Ordering::SeqCst);
         self.any.load(Ordering::Acquire)
     }
 
@@ -213,6 +221,12 @@ impl Subscription {
         }
     }
 
+    /// A look at what waits to be taken.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge(self.subscriber.clone())
+    }
+
     /// The next event, if there is one already.
     pub fn try_recv(&mut self) -> Option<FeedEvent> {
         self.subscriber.ring.lock().take()
@@ -222,6 +236,27 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.hub.leave(&self.subscriber);
+    }
+}
+
+/// Tells how far behind a subscription is, without taking part in it.
+#[derive(Debug, Clone)]
+pub struct Gauge(Arc<Subscriber>);
+
+impl Gauge {
+    /// Bytes of rows that were not taken yet.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.ring.lock().bytes
+    }
+
+    /// When the oldest rows that were not taken yet became visible, on the monotonic clock.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Duration> {
+        self.0.ring.lock().events.iter().find_map(|event| match event {
+            FeedEvent::Committed(committed) => Some(committed.at),
+            FeedEvent::Lagged { .. } => None,
+        })
     }
 }
 
@@ -301,6 +336,8 @@ mod tests {
             table: Arc::new(def),
             position: at(seq),
             batch: RecordBatch::try_new(Arc::new(schema), vec![rows]).unwrap(),
+            late: false,
+            at: Duration::ZERO,
         }
     }
 

@@ -4,7 +4,7 @@
 //! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
 //! [`compactor`] turn them into segments, the [`keeper`] cleans up, and [`memory`] keeps the
-//! account. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
+//! account. [`live`] pushes what is committed to subscribers. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
 
 pub mod boot;
 pub mod catalog;
@@ -16,6 +16,7 @@ pub mod feed;
 pub mod flusher;
 pub mod ingest;
 pub mod keeper;
+pub mod live;
 pub mod memory;
 pub mod plugin_manager;
 pub mod plugin_types;

@@ -20,6 +20,7 @@ mod guc;
 mod information;
 mod instants;
 mod interrupt;
+mod live;
 mod manage;
 mod names;
 mod owners;
@@ -49,7 +50,7 @@ use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
+    Acked, Ddl, DdlDone, Follow, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
@@ -59,8 +60,8 @@ use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
 
 pub use system::{
-    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SupervisionRow,
-    TransformRow,
+    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SubscriptionRow,
+    SupervisionRow, TransformRow,
 };
 
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};
@@ -149,7 +150,7 @@ impl QueryService {
     }
 }
 
-/// Answers [`Parse`], [`Prepare`] and [`Query`].
+/// Answers [`Parse`], [`Prepare`], [`Query`] and [`Follow`].
 pub struct QueryActor {
     service: QueryService,
 }
@@ -179,5 +180,14 @@ impl Handle<Query> for QueryActor {
     fn handle(&mut self, message: Query, reply: Reply<Query>, cx: &mut Cx<Self>) {
         let engine = self.service.engine.clone();
         cx.answer(reply, async move { engine.run(message).await });
+    }
+}
+
+impl Handle<Follow> for QueryActor {
+    fn handle(&mut self, message: Follow, reply: Reply<Follow>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        let work = async move { engine.follow(message).await };
+        let task = self.service.pools.spawn(Pool::Query, "follow", work);
+        cx.answer(reply, async move { task.await? });
     }
 }

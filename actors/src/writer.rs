@@ -243,12 +243,15 @@ impl Writer {
     fn commit(&mut self, position: Position) -> Option<Event> {
         self.with_journal = self.with_journal.saturating_sub(1);
         let Waiting { batch, reply, trace, .. } = self.queue.pop_front()?;
-        if let Err(error) = trace.run("writer.apply", || self.show(position, &batch)) {
-            reply.fail(error);
-            return None;
-        }
+        let late = match trace.run("writer.apply", || self.show(position, &batch)) {
+            Ok(late) => late,
+            Err(error) => {
+                reply.fail(error);
+                return None;
+            }
+        };
         reply.ok(position);
-        Some(self.tell(position, batch))
+        Some(self.tell(position, batch, late))
     }
 
     /// Shows rows that came with an append to another table and are durable with it.
@@ -258,33 +261,31 @@ impl Writer {
             return;
         }
         self.catch_up();
-        if self.show(position, &batch).is_ok() {
-            let event = self.tell(position, batch);
+        if let Ok(late) = self.show(position, &batch) {
+            let event = self.tell(position, batch, late);
             self.on(event, cx);
         }
         self.schedule(cx);
     }
 
-    fn show(&mut self, position: Position, batch: &RecordBatch) -> Result<()> {
-        if let Err(error) = self.state.apply(position, batch.clone()) {
+    /// Shows durable rows; whether some of them may replace others.
+    fn show(&mut self, position: Position, batch: &RecordBatch) -> Result<bool> {
+        let late = self.state.apply(position, batch.clone()).inspect_err(|error| {
             // The journal has rows that the table cannot take: a defect, as they were checked.
             error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
-            return Err(error);
-        }
+        })?;
         self.rows += batch.num_rows() as u64;
         observe::metrics().store.rows.inc_by(batch.num_rows() as u64);
         self.measure();
-        Ok(())
+        Ok(late)
     }
 
     /// Tells the feed of rows that are shown.
-    fn tell(&self, position: Position, batch: RecordBatch) -> Event {
-        let table = self.state.table();
-        self.context.feed.publish(|| Committed { table: table.clone(), position, batch });
-        Event::Applied {
-            hot_bytes: self.state.hot_bytes() as u64,
-            now: self.context.clock.monotonic(),
-        }
+    fn tell(&self, position: Position, batch: RecordBatch, late: bool) -> Event {
+        let (table, now) = (self.state.table(), self.context.clock.monotonic());
+        let feed = &self.context.feed;
+        feed.publish(|| Committed { table: table.clone(), position, batch, late, at: now });
+        Event::Applied { hot_bytes: self.state.hot_bytes() as u64, now }
     }
 
     fn freeze(&mut self, cx: &mut Cx<Self>) -> Option<Event> {

@@ -54,6 +54,8 @@ section! {
         query: Query = Query::default(),
         /// The PostgreSQL wire protocol.
         pg: Pg = Pg::default(),
+        /// Live data: subscriptions, the WebSocket and event streams.
+        live: Live = Live::default(),
         /// Plugins.
         plugins: Plugins = Plugins::default(),
         /// Logs, metrics and traces.
@@ -272,6 +274,40 @@ section! {
         max_statements: usize = 1024,
         /// Bytes of SQL text in the prepared statements of one connection.
         max_statement_bytes: u64 = 16 * MIB,
+    }
+}
+
+section! {
+    /// Live data: subscriptions, the WebSocket and event streams.
+    Live {
+        /// WebSocket connections and event streams at a time.
+        max_connections: usize = 2000,
+        /// Subscriptions at a time, over all connections.
+        max_subscriptions: usize = 10_000,
+        /// Subscriptions of one WebSocket connection.
+        max_connection_subscriptions: usize = 100,
+        /// Committed rows on their way to all subscribers.
+        feed_bytes: u64 = 8 * MIB,
+        /// Committed rows that wait for one subscriber; beyond, it lags behind and catches up.
+        buffer_bytes: u64 = 4 * MIB,
+        /// What a subscriber that lags may read back from the journal at once; beyond, it gets
+        /// a new snapshot.
+        catch_up_bytes: u64 = 32 * MIB,
+        /// Snapshots for subscribers that are read at a time.
+        max_snapshots: usize = 8,
+        /// Size of one message of a WebSocket client.
+        max_message_bytes: u64 = MIB,
+        /// Requests of one WebSocket connection that wait for their turn.
+        max_requests: usize = 64,
+        /// Size of the answer to a statement that was sent as plain text, which is one message.
+        max_reply_bytes: u64 = 16 * MIB,
+        /// How often the server shows that it is there.
+        heartbeat_ms: u64 = 15_000,
+        /// Silence after which a WebSocket client is taken for gone.
+        idle_timeout_ms: u64 = 60_000,
+        /// Web sites whose pages may open a WebSocket, beside the server's own, as
+        /// `https://host:port`.
+        allowed_origins: Vec<String> = Vec::new(),
     }
 }
 

@@ -131,6 +131,17 @@ impl Rules<'_> {
             ("query.max_value_bytes", s.query.max_value_bytes),
             ("query.max_batch_bytes", s.query.max_batch_bytes),
             ("query.stream_batches", s.query.stream_batches as u64),
+            ("live.max_connections", s.live.max_connections as u64),
+            ("live.max_subscriptions", s.live.max_subscriptions as u64),
+            ("live.max_connection_subscriptions", s.live.max_connection_subscriptions as u64),
+            ("live.feed_bytes", s.live.feed_bytes),
+            ("live.buffer_bytes", s.live.buffer_bytes),
+            ("live.max_snapshots", s.live.max_snapshots as u64),
+            ("live.max_message_bytes", s.live.max_message_bytes),
+            ("live.max_requests", s.live.max_requests as u64),
+            ("live.max_reply_bytes", s.live.max_reply_bytes),
+            ("live.heartbeat_ms", s.live.heartbeat_ms),
+            ("live.idle_timeout_ms", s.live.idle_timeout_ms),
             ("pg.max_message_bytes", s.pg.max_message_bytes),
             ("pg.max_statements", s.pg.max_statements as u64),
             ("pg.max_statement_bytes", s.pg.max_statement_bytes),
@@ -161,6 +172,12 @@ impl Rules<'_> {
                 s.memtable.soft_bytes, s.memtable.hard_bytes
             ),
             "flushing has to begin before writes are turned away: lower soft or raise hard",
+        );
+        self.need(
+            s.live.heartbeat_ms < s.live.idle_timeout_ms,
+            "live.idle_timeout_ms",
+            format!("{} is not above live.heartbeat_ms", s.live.idle_timeout_ms),
+            "a client is asked for a sign of life before it is taken for gone",
         );
         self.need(
             s.ingest.max_line_bytes <= s.ingest.max_body_bytes,

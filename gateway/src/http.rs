@@ -10,6 +10,7 @@ pub mod body;
 pub mod format;
 pub mod guard;
 pub mod influxql;
+pub mod live;
 pub mod parameters;
 pub mod plugins;
 pub mod query;
@@ -24,18 +25,21 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
+use kymo_actors::live::{Ask, Subscription};
+use kymo_actors::session::Session;
 use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Outcome, PluginCommand, PluginDone, Query, Statement, Write,
+    Acked, Ddl, DdlDone, Outcome, PluginCommand, PluginDone, Query, SessionContext, Statement,
+    Write,
 };
 use kymo_kernel::storage::components::Staged;
 use kymo_kernel::storage::meta::Snapshot;
 use serde_json::Value;
 
 use crate::auth::Authenticator;
-use crate::limits::Turns;
+use crate::limits::{Connections, Turns};
 
 /// What HTTP needs of the system behind it.
 pub trait Backend: Send + Sync + 'static {
@@ -58,6 +62,13 @@ pub trait Backend: Send + Sync + 'static {
     fn parse(&self, sql: String) -> BoxFuture<'static, Result<Vec<Arc<Statement>>>>;
     /// Runs one statement.
     fn query(&self, query: Query) -> BoxFuture<'static, Result<Outcome>>;
+    /// Opens the session of a connection.
+    ///
+    /// # Errors
+    /// `shutting_down`, `poisoned`.
+    fn open_session(&self, context: SessionContext) -> Result<Session>;
+    /// Follows a query.
+    fn subscribe(&self, ask: Ask) -> BoxFuture<'static, Result<Subscription>>;
     /// What goes on inside, for `/stats`.
     fn status(&self) -> Value;
     /// Metrics in Prometheus' text format.
@@ -80,6 +91,8 @@ pub struct Inner {
     pub door: Authenticator,
     /// Turns for reading and parsing large bodies.
     pub parsing: Turns,
+    /// Places for WebSocket connections and event streams.
+    pub live: Connections,
     draining: CancelToken,
 }
 
@@ -101,9 +114,11 @@ impl App {
             set => set,
         };
         let wait = Duration::from_millis(settings.ingest.queue_timeout_ms);
+        let live = Connections::new(settings.live.max_connections).under("live.max_connections");
         App(Arc::new(Inner {
             backend,
             settings,
+            live,
             door,
             parsing: Turns::new("parsing of large bodies", turns, wait),
             draining: CancelToken::new(),
@@ -143,6 +158,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v3/query_sql", get(query::get).post(query::post))
         .route("/sql", get(query::get).post(query::post))
         .route("/query", get(influxql::get).post(influxql::post))
+        .route("/ws", get(live::socket::open))
+        .route("/api/v1/subscribe", get(live::stream::get))
         .route("/api/v1/plugins", get(plugins::list))
         .route(
             "/api/v1/plugins/{name}",

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Connections {
     room: Arc<Semaphore>,
     max: usize,
+    setting: &'static str,
 }
 
 /// A place taken by one connection, given back when dropped.
@@ -22,7 +23,14 @@ impl Connections {
     #[must_use]
     pub fn new(max: usize) -> Self {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
-        Connections { room: Arc::new(Semaphore::new(max)), max }
+        let room = Arc::new(Semaphore::new(max));
+        Connections { room, max, setting: "server.max_connections" }
+    }
+
+    /// The same under another setting.
+    #[must_use]
+    pub fn under(self, setting: &'static str) -> Self {
+        Connections { setting, ..self }
     }
 
     /// Takes a place, or says that there is none; never waits, because a connection that
@@ -36,7 +44,7 @@ impl Connections {
                 Code::LimitReached,
                 format!("too many connections: all {} are in use", self.max),
             )
-            .with_hint("close some, or raise server.max_connections")
+            .with_hint(format!("close some, or raise {}", self.setting))
         })
     }
 

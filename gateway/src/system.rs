@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kymo_actors::System;
+use kymo_actors::live::{Ask, Subscription};
 use kymo_actors::session::{Session, Status};
 use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Outcome, Parse, PluginCommand, PluginDone, Prepared, Query, Runnable,
@@ -62,6 +63,15 @@ impl http::Backend for System {
     fn query(&self, query: Query) -> BoxFuture<'static, Result<Outcome>> {
         let port = System::query(self).clone();
         async move { port.call(query).await }.boxed()
+    }
+
+    fn open_session(&self, context: SessionContext) -> Result<Session> {
+        System::open_session(self, context)
+    }
+
+    fn subscribe(&self, ask: Ask) -> BoxFuture<'static, Result<Subscription>> {
+        let live = self.live().clone();
+        async move { live.subscribe(ask).await }.boxed()
     }
 
     fn status(&self) -> Value {

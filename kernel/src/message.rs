@@ -23,8 +23,10 @@ use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
+mod live;
 mod plugins;
 
+pub use live::{Follow, Followed, Following};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
 
 /// Something an actor can be asked.
@@ -239,6 +241,10 @@ pub struct Committed {
     pub position: Position,
     /// The rows.
     pub batch: RecordBatch,
+    /// Whether some of them may have the tags and time of a row that was there.
+    pub late: bool,
+    /// When they became visible, on the monotonic clock.
+    pub at: Duration,
 }
 
 impl Message for Committed {

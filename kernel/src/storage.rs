@@ -63,6 +63,7 @@ pub mod memtable;
 pub mod merge;
 pub mod meta;
 pub mod metalog;
+pub mod missed;
 #[cfg(test)]
 mod model;
 pub mod overlap;

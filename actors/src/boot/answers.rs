@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::Result;
-use kymo_kernel::env::Env;
+use kymo_kernel::env::{Clock, Env};
 use kymo_kernel::ids::TableId;
+use kymo_kernel::message::Follow;
 use kymo_kernel::pools::Pools;
-use kymo_kernel::port::Budget;
+use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
@@ -20,9 +21,10 @@ use parking_lot::Mutex;
 use super::plugins::Plugins;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
+use crate::live::Registry;
 use crate::query::{
     ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
-    QueryService, SupervisionRow, Tables, TransformRow,
+    QueryService, SubscriptionRow, SupervisionRow, Tables, TransformRow,
 };
 use crate::session::QueryPorts;
 
@@ -37,6 +39,9 @@ const WAIT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(super) struct Answers {
     pub(super) ports: QueryPorts,
+    follow: Port<Follow>,
+    /// The subscriptions that live.
+    pub(super) subscriptions: Arc<Registry>,
     running: Arc<Mutex<Option<Running<QueryActor>>>>,
 }
 
@@ -54,17 +59,21 @@ impl Answers {
             write: engine.write().clone(),
             plugins: Some(plugins.commands.clone()),
         };
+        let subscriptions = Arc::new(Registry::default());
+        let insight = Insight {
+            supervisor: supervisor.clone(),
+            plugins: plugins.host.clone(),
+            transforms: engine.transforms().clone(),
+            subscriptions: subscriptions.clone(),
+            clock: env.clock.clone(),
+        };
         let service = QueryService::new(
             settings.clone(),
             env.clone(),
             pools.clone(),
             Arc::new(Stored(engine.store().clone())),
             Arc::new(changes),
-            Arc::new(Insight {
-                supervisor: supervisor.clone(),
-                plugins: plugins.host.clone(),
-                transforms: engine.transforms().clone(),
-            }),
+            Arc::new(insight),
             plugins.host.clone(),
         )?;
         let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
@@ -77,13 +86,20 @@ impl Answers {
             prepare: running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) }),
             query: running.port(Budget { wait: WAIT, ..Budget::count(queries) }),
         };
-        Ok(Answers { ports, running: Arc::new(Mutex::new(Some(running))) })
+        let follow = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
+        let running = Arc::new(Mutex::new(Some(running)));
+        Ok(Answers { ports, follow, subscriptions, running })
+    }
+
+    /// Where queries are planned to be followed.
+    pub(super) fn follow(&self) -> &Port<Follow> {
+        &self.follow
     }
 
     /// Takes no more statements, and completes once every accepted one is answered.
     pub(super) async fn drain(&self) {
         let QueryPorts { parse, prepare, query } = &self.ports;
-        futures::join!(parse.drain(), prepare.drain(), query.drain());
+        futures::join!(parse.drain(), prepare.drain(), query.drain(), self.follow.drain());
     }
 
     pub(super) fn stop(&self) {
@@ -104,11 +120,13 @@ impl Tables for Stored {
     }
 }
 
-/// What the supervisor and the plugin host know, as rows.
+/// What the supervisor, the plugin host and live data know, as rows.
 struct Insight {
     supervisor: Supervisor,
     plugins: Option<Arc<PluginHost>>,
     transforms: Transforms,
+    subscriptions: Arc<Registry>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Inspect for Insight {
@@ -149,6 +167,10 @@ impl Inspect for Insight {
             detail: event.detail,
         };
         self.supervisor.events().into_iter().map(row).collect()
+    }
+
+    fn subscriptions(&self) -> Vec<SubscriptionRow> {
+        self.subscriptions.rows(self.clock.monotonic())
     }
 
     fn plugins(&self) -> Vec<PluginRow> {

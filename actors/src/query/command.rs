@@ -39,8 +39,21 @@ pub(crate) enum Command {
     Transaction(Transaction),
     /// Cursors of a session.
     Cursor(Cursor),
+    /// `SUBSCRIBE TO …`, or `EXPLAIN` of it.
+    Subscribe(Subscribe),
     /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …
     Nothing,
+}
+
+/// `SUBSCRIBE TO query`.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscribe {
+    /// The query.
+    pub(crate) query: std::sync::Arc<kymo_kernel::message::Statement>,
+    /// `WITH (snapshot = …)`.
+    pub(crate) snapshot: Option<bool>,
+    /// Whether only to tell how it would be followed.
+    pub(crate) explain: bool,
 }
 
 /// How long a `SET` lasts.

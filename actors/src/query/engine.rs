@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use datafusion::arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionState;
@@ -14,6 +14,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_pg_catalog::pg_catalog::PgCatalogStaticTables;
 use futures::StreamExt;
 use kymo_config::Settings;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
     Ddl, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable, SessionContext,
@@ -42,7 +43,7 @@ use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
 use super::system::{Inspect, Inspector};
-use super::{Changes, Tables, build, guc, params, parse, show};
+use super::{Changes, Tables, build, guc, live, params, parse, show};
 
 /// Rows of a query that changes its session: it is held whole.
 const MAX_SETTING_ROWS: usize = 1_000;
@@ -64,10 +65,12 @@ pub(super) struct Engine {
 struct Job {
     statement: Arc<Statement>,
     prepared: Option<Arc<Prepared>>,
-    parameters: Vec<datafusion::arrow::array::ArrayRef>,
+    parameters: Vec<ArrayRef>,
     session: Arc<SessionContext>,
     limits: Limits,
     ticket: Ticket,
+    /// Tables that stand in for those of now.
+    tables: Option<Arc<dyn Tables>>,
 }
 
 impl Job {
@@ -140,7 +143,8 @@ impl Engine {
         parse::parse(sql, &self.rewriter)
     }
 
-    fn state(&self, session: &Arc<SessionContext>) -> SessionState {
+    /// The state for a statement that calls no plugins.
+    pub(super) fn state(&self, session: &Arc<SessionContext>) -> SessionState {
         let mut state = build::for_session(&self.base, session);
         state.mark_start_execution();
         state
@@ -148,7 +152,7 @@ impl Engine {
 
     /// The state for a statement, with the functions of plugins that it calls; `None` for one
     /// that calls only the engine's own.
-    fn lend(
+    pub(super) fn lend(
         &self,
         session: &Arc<SessionContext>,
         planned: &Planned,
@@ -169,6 +173,11 @@ impl Engine {
         let lending = Lending::new(host, &state, session, self.tables.catalog(), terms);
         lending.register(&mut state, &planned.calls)?;
         Ok((state, Some(lending)))
+    }
+
+    /// The tables as they are now.
+    pub(super) fn tables(&self) -> &Arc<dyn Tables> {
+        &self.tables
     }
 
     /// Plans a statement without running it.
@@ -199,6 +208,9 @@ impl Engine {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
                 (Plan::None, Vec::new(), Some(rows.schema()))
             }
+            Command::Subscribe(subscribe) if subscribe.explain => {
+                (Plan::None, Vec::new(), Some(live::explanation()))
+            }
             _ => (Plan::None, Vec::new(), None),
         };
         Ok(Arc::new(Prepared { statement, parameters, columns, plan: Arc::new(plan) }))
@@ -214,18 +226,31 @@ impl Engine {
             Runnable::Statement(statement) => (statement, None),
             Runnable::Prepared(prepared) => (prepared.statement.clone(), Some(prepared)),
         };
-        let clock = self.env.clock.clone();
-        let deadline = self.time_limit(&session, timeout).map(|limit| clock.monotonic() + limit);
-        let limits = Limits { cancel, deadline, clock };
+        let limits = self.limits(&session, timeout, cancel);
         match &parsed(&statement)?.command {
             Command::Plan(planned) => {
                 if planned.writes {
                     writable(&session, &statement.verb)?;
                 }
                 let ticket = self.running.admit(&session, &statement.text, &limits).await?;
-                let job = Job { statement, prepared, parameters, session, limits, ticket };
+                let tables = None;
+                let job = Job { statement, prepared, parameters, session, limits, ticket, tables };
                 self.start(job).await
             }
+            Command::Subscribe(subscribe) if subscribe.explain => {
+                let (engine, query) = (self.clone(), subscribe.query.clone());
+                let work =
+                    async move { engine.explain_subscribe(query, parameters, session).await };
+                let task = self.pools.spawn(Pool::Query, "explain", work);
+                let rows = limits.race(async move { task.await? }).await?;
+                let (schema, stream) = (rows.schema(), once(rows));
+                Ok(Outcome::Rows { schema, stream, settings: Vec::new() })
+            }
+            Command::Subscribe(_) => Err(Error::new(
+                Code::Unsupported,
+                "SUBSCRIBE needs a connection that rows can be pushed over",
+            )
+            .with_hint("use the WebSocket at /ws, GET /api/v1/subscribe or `kymo subscribe`")),
             Command::Show(wanted) => {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
                 Ok(Outcome::Rows {
@@ -253,6 +278,36 @@ impl Engine {
             .with_hint("use cursors over the PostgreSQL protocol")),
             Command::Transaction(_) | Command::Nothing => Ok(done(&statement.verb)),
         }
+    }
+
+    /// Reads the rows of a query over tables that stand in for those of now.
+    ///
+    /// # Errors
+    /// As for [`Engine::run`].
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        statement: Arc<Statement>,
+        parameters: Vec<ArrayRef>,
+        session: Arc<SessionContext>,
+        tables: Arc<dyn Tables>,
+    ) -> Result<Outcome> {
+        let limits = self.limits(&session, None, CancelToken::new());
+        let ticket = self.running.admit(&session, &statement.text, &limits).await?;
+        let (prepared, tables) = (None, Some(tables));
+        let job = Job { statement, prepared, parameters, session, limits, ticket, tables };
+        self.start(job).await
+    }
+
+    /// What ends a statement that begins now.
+    fn limits(
+        &self,
+        session: &SessionContext,
+        asked: Option<Duration>,
+        cancel: CancelToken,
+    ) -> Limits {
+        let clock = self.env.clock.clone();
+        let deadline = self.time_limit(session, asked).map(|limit| clock.monotonic() + limit);
+        Limits { cancel, deadline, clock }
     }
 
     /// The shortest of the limits that apply.
@@ -454,10 +509,13 @@ impl Engine {
         let deadline = job.limits.deadline;
         let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
         let plan = self.bound(&state, lending.as_ref(), job).await;
-        let plan = plan.map_err(|error| match job.planned() {
+        let mut plan = plan.map_err(|error| match job.planned() {
             Ok(planned) => explain(error, planned, lending.as_ref()),
             Err(_) => error,
         })?;
+        if let Some(tables) = &job.tables {
+            plan = live::pinned(plan, tables)?;
+        }
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let analyzed = matches!(plan, LogicalPlan::Analyze(_));
         let plan = state.optimize(&plan).map_err(from_engine)?;

@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{ddl, manage, utility};
+use super::{ddl, live, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -88,7 +88,8 @@ impl From<Error> for Failure {
     }
 }
 
-fn one(
+/// Reads the tokens of one statement, of which `text` is the text and `offset` the place.
+pub(super) fn one(
     text: &str,
     tokens: &[TokenWithSpan],
     offset: u32,
@@ -215,6 +216,9 @@ fn command(
     if let Some((verb, command)) = utility::read(parser)? {
         utility::end(parser)?;
         return Ok((verb, command));
+    }
+    if let Some(subscription) = live::read(text, offset, tokens, rewriter)? {
+        return Ok(subscription);
     }
     if let Some((name, hold)) = utility::declare(parser)? {
         // What follows FOR is a statement of its own.

@@ -57,6 +57,18 @@ impl KymoTable {
         KymoTable { schema: def.schema.arrow(), def, snapshot, tables, changes, defaults }
     }
 
+    /// The same table, whose rows are found elsewhere.
+    pub(super) fn over(&self, tables: Arc<dyn Tables>) -> KymoTable {
+        KymoTable {
+            def: self.def.clone(),
+            schema: self.schema.clone(),
+            snapshot: self.snapshot,
+            tables,
+            changes: self.changes.clone(),
+            defaults: self.defaults.clone(),
+        }
+    }
+
     /// The definition that plans were made with.
     pub(super) fn def(&self) -> &Arc<TableDef> {
         &self.def

@@ -478,7 +478,7 @@ fn slices(
 }
 
 /// A batch with the columns of `output`; those that it lacks are NULL.
-fn shape(batch: &RecordBatch, output: &SchemaRef) -> kymo_kernel::Result<RecordBatch> {
+pub(super) fn shape(batch: &RecordBatch, output: &SchemaRef) -> kymo_kernel::Result<RecordBatch> {
     let columns = output
         .fields()
         .iter()

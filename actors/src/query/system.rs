@@ -54,6 +54,11 @@ pub trait Inspect: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Subscriptions, oldest first.
+    fn subscriptions(&self) -> Vec<SubscriptionRow> {
+        Vec::new()
+    }
+
     /// Plugins as their host has them.
     fn plugins(&self) -> Vec<PluginRow> {
         Vec::new()
@@ -120,6 +125,31 @@ pub struct SupervisionRow {
     pub detail: String,
 }
 
+/// A row of `system.subscriptions`.
+#[derive(Debug, Clone, Default)]
+pub struct SubscriptionRow {
+    /// Its number.
+    pub id: u64,
+    /// Who subscribed.
+    pub user: String,
+    /// The database that unqualified names are looked up in.
+    pub database: String,
+    /// The text of the query.
+    pub query: String,
+    /// How it is followed.
+    pub class: String,
+    /// Rows handed to its connection.
+    pub delivered_rows: u64,
+    /// How often it was told that it lags behind.
+    pub lagged: u64,
+    /// Age of the oldest commit that it has not taken yet, in milliseconds.
+    pub lag_ms: u64,
+    /// Bytes of commits that it has not taken yet.
+    pub buffered_bytes: u64,
+    /// Since when, in nanoseconds since 1970.
+    pub since: i64,
+}
+
 /// Nothing to tell.
 impl Inspect for () {}
 
@@ -165,6 +195,22 @@ fn number(value: u64) -> Cell {
 }
 
 static TABLES: &[SystemTable] = &[
+    SystemTable {
+        name: "subscriptions",
+        columns: &[
+            ("id", Kind::Number),
+            ("user", Kind::Text),
+            ("database", Kind::Text),
+            ("query", Kind::Text),
+            ("class", Kind::Text),
+            ("delivered_rows", Kind::Number),
+            ("lagged", Kind::Number),
+            ("lag_ms", Kind::Number),
+            ("buffered_bytes", Kind::Number),
+            ("since", Kind::Time),
+        ],
+        rows: subscriptions,
+    },
     SystemTable {
         name: "queries",
         columns: &[
@@ -301,6 +347,25 @@ fn queries(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
         ]
     };
     inspector.running.all().into_iter().map(row).collect()
+}
+
+fn subscriptions(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
+    let row = |each: SubscriptionRow| {
+        let query = if sees(session, &each.user) { each.query } else { HIDDEN.to_owned() };
+        vec![
+            number(each.id),
+            Cell::Text(each.user),
+            Cell::Text(each.database),
+            Cell::Text(query),
+            Cell::Text(each.class),
+            number(each.delivered_rows),
+            number(each.lagged),
+            number(each.lag_ms),
+            number(each.buffered_bytes),
+            Cell::Time(each.since),
+        ]
+    };
+    inspector.inspect.subscriptions().into_iter().map(row).collect()
 }
 
 fn tables(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {

@@ -33,6 +33,10 @@ fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/ping" | "/ready")
 }
 
+/// Who asks at a path where the first message may say so.
+#[derive(Debug, Clone)]
+pub struct Visitor(pub Option<Identity>);
+
 /// Wraps every handler: id, trace, metrics, panics, shutdown and identity.
 pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -76,12 +80,18 @@ async fn admit(app: App, api: Api, mut request: Request, next: Next) -> Response
         return response;
     }
     if !is_open(path) {
+        let waits = path == "/ws" && app.door.enabled();
         let identified = match credentials(&request) {
-            Ok(credentials) => identify(&app, credentials).await,
+            Ok(None) if waits => Ok(None),
+            Ok(credentials) => identify(&app, credentials).await.map(Some),
             Err(error) => Err(error),
         };
+        let extensions = request.extensions_mut();
         match identified {
-            Ok(identity) => drop(request.extensions_mut().insert(identity)),
+            Ok(identity) => {
+                extensions.insert(Visitor(identity.clone()));
+                identity.map(|identity| extensions.insert(identity));
+            }
             Err(error) => return refuse_credentials(api, &error),
         }
     }

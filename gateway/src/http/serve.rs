@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -128,10 +128,7 @@ impl Shared {
         match &self.tls {
             None => self.requests(socket).await,
             Some(tls) => match tokio::time::timeout(self.first_request, tls.accept(socket)).await {
-                Ok(Ok(mut stream)) => {
-                    self.requests(&mut stream).await;
-                    let _ = tokio::time::timeout(PAUSE, stream.shutdown()).await;
-                }
+                Ok(Ok(stream)) => self.requests(stream).await,
                 Ok(Err(error)) => tracing::debug!(%error, "tls handshake failed"),
                 Err(_) => tracing::debug!("tls handshake took too long"),
             },
@@ -139,7 +136,7 @@ impl Shared {
         drop(place);
     }
 
-    async fn requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    async fn requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let asked = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&asked);
         let service = self.router.clone().map_request(move |request: hyper::Request<Incoming>| {
@@ -152,8 +149,9 @@ impl Shared {
             .header_read_timeout(IDLE.max(self.first_request))
             .max_buf_size(MAX_HEAD_BYTES)
             .max_header_size(MAX_HEAD_BYTES);
-        let connection =
-            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let service = TowerToHyperService::new(service);
+        // A WebSocket leaves this connection with its socket, and has places of its own.
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = pin!(connection);
         let mut first_request = pin!(tokio::time::sleep(self.first_request));
         let (mut stopping, mut begun) = (false, false);

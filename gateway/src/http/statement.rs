@@ -106,7 +106,11 @@ impl Drop for CancelOnDrop {
     }
 }
 
-fn session(app: &App, identity: &Identity, ask: &Ask) -> Result<SessionContext> {
+/// What a request's statements run under.
+///
+/// # Errors
+/// `database_not_found`.
+pub fn session(app: &App, identity: &Identity, ask: &Ask) -> Result<SessionContext> {
     let database = ask.database.as_deref().unwrap_or(DEFAULT_DATABASE);
     if !app.backend.catalog().databases.contains(database) {
         return Err(Error::new(
@@ -138,7 +142,10 @@ fn apply(session: &mut SessionContext, changes: Vec<(String, Option<String>)>) {
 }
 
 /// Turns JSON parameters into values, and names in the text into numbers.
-fn bind(sql: String, parameters: Option<Value>) -> Result<(String, Vec<ArrayRef>)> {
+///
+/// # Errors
+/// `invalid_parameter` for a value that is missing or is no single value.
+pub fn bind(sql: String, parameters: Option<Value>) -> Result<(String, Vec<ArrayRef>)> {
     match parameters {
         None | Some(Value::Null) => Ok((sql, Vec::new())),
         Some(Value::Array(values)) => {

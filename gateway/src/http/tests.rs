@@ -111,6 +111,14 @@ impl Backend for Fake {
         std::future::ready(self.refused().map(|()| outcome)).boxed()
     }
 
+    fn open_session(&self, _context: SessionContext) -> Result<Session> {
+        Err(Error::new(Code::Unsupported, "no sessions here"))
+    }
+
+    fn subscribe(&self, _ask: Ask) -> BoxFuture<'static, Result<Subscription>> {
+        std::future::ready(Err(Error::new(Code::Unsupported, "nothing to follow here"))).boxed()
+    }
+
     fn status(&self) -> Value {
         json!({ "tables": 0 })
     }

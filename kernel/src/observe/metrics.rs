@@ -225,6 +225,27 @@ families! {
     }
 }
 
+families! {
+    /// Live data.
+    LiveMetrics {
+        /// Subscriptions that live.
+        subscriptions: IntGauge = "kymo_live_subscriptions",
+        /// WebSocket connections and event streams that are open.
+        connections: IntGauge = "kymo_live_connections",
+        /// Connections and subscriptions refused because there were too many, or for another
+        /// reason, by code.
+        refused: IntCounterVec = "kymo_live_refused_total" ["code"],
+        /// Rows handed to subscribers, those of snapshots included.
+        rows: IntCounter = "kymo_live_rows_total",
+        /// Times that a subscriber was told that it lags behind.
+        lagged: IntCounter = "kymo_live_lagged_total",
+        /// Times that rows were read again for a subscriber, from the `log` or as a `snapshot`.
+        caught_up: IntCounterVec = "kymo_live_caught_up_total" ["from"],
+        /// Time from a commit to handing its rows to a subscriber's connection.
+        push_seconds: Histogram = "kymo_live_push_seconds" buckets FAST,
+    }
+}
+
 /// Every family of the process.
 pub struct Metrics {
     registry: Registry,
@@ -244,6 +265,8 @@ pub struct Metrics {
     pub queries: QueryMetrics,
     /// Plugins.
     pub plugins: PluginMetrics,
+    /// Live data.
+    pub live: LiveMetrics,
     broken_invariants: IntCounterVec,
 }
 
@@ -263,6 +286,7 @@ impl Metrics {
             pg: PgMetrics::new(&registry),
             queries: QueryMetrics::new(&registry),
             plugins: PluginMetrics::new(&registry),
+            live: LiveMetrics::new(&registry),
             broken_invariants: register(&registry, invariants),
             registry,
         }

@@ -264,22 +264,23 @@ impl TableState {
         &self.table
     }
 
-    /// Adds rows and shows them to readers.
+    /// Adds rows and shows them to readers. Answers whether some of them may have the tags and
+    /// time of a row that was there.
     ///
     /// # Errors
     /// `internal` where the batch does not fit the table; then nothing is added.
-    pub fn apply(&mut self, position: Position, batch: RecordBatch) -> Result<()> {
-        self.append(position, batch)?;
+    pub fn apply(&mut self, position: Position, batch: RecordBatch) -> Result<bool> {
+        let late = self.append(position, batch)?;
         self.publish();
-        Ok(())
+        Ok(late)
     }
 
     /// Adds rows without showing them yet: for several batches in a row, ended by
-    /// [`TableState::publish`].
+    /// [`TableState::publish`]. Answers as [`TableState::apply`] does.
     ///
     /// # Errors
     /// `internal` where the batch does not fit the table; then nothing is added.
-    pub fn append(&mut self, position: Position, batch: RecordBatch) -> Result<()> {
+    pub fn append(&mut self, position: Position, batch: RecordBatch) -> Result<bool> {
         let late = if self.table.options.append_only {
             None
         } else {
@@ -287,7 +288,7 @@ impl TableState {
         };
         self.hot.append(&self.table.schema, position, batch, late)?;
         self.watermark = self.watermark.max(position);
-        Ok(())
+        Ok(late.is_some())
     }
 
     /// Moves the watermark over positions that belong to other tables.

@@ -463,7 +463,7 @@ impl Run {
             let seq = Seq(position.seq.0 - (parts.len() - 1 - at) as u64);
             let applied = batch(&self.tables[table], rows)
                 .and_then(|batch| state.apply(Position { seq, ..position }, batch));
-            applied.map_err(|error| Violation(format!("apply #{index}: {error}")))?;
+            applied.map(drop).map_err(|error| Violation(format!("apply #{index}: {error}")))?;
         }
         Ok(())
     }

@@ -227,7 +227,7 @@ fn system_tables_and_information_schema_answer() {
         ["7878"]
     );
     assert_eq!(house.rows("SELECT sql FROM system.queries"), ["SELECT sql FROM system.queries"]);
-    for table in ["actors", "ports", "supervision_events"] {
+    for table in ["actors", "ports", "subscriptions", "supervision_events"] {
         house.rows(&format!("SELECT * FROM system.{table}"));
     }
     assert_eq!(

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// The pattern of a path.
 #[must_use]
 pub fn route_label(path: &str) -> &'static str {
-    const KNOWN: [&str; 14] = [
+    const KNOWN: [&str; 15] = [
         "/",
         "/health",
         "/ping",
@@ -24,6 +24,7 @@ pub fn route_label(path: &str) -> &'static str {
         "/query",
         "/ws",
         "/api/v1/plugins",
+        "/api/v1/subscribe",
     ];
     match KNOWN.into_iter().find(|known| *known == path) {
         Some(known) => known,

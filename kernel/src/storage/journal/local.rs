@@ -387,7 +387,7 @@ impl<'log> Reader<'log> {
     }
 }
 
-fn list(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+pub(crate) fn list(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let failed = |error| Error::io(format_args!("list folder {}", dir.display()), error);
     if !env.disk.exists(dir).map_err(failed)? {
         return Ok(Vec::new());

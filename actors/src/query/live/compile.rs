@@ -1,0 +1,149 @@
+//! From a plan to what runs on each commit: physical expressions, one step after the other.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::cast::as_boolean_array;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_expr::PhysicalExpr;
+use kymo_kernel::{Error, Result};
+
+use super::super::build::BATCH_ROWS;
+use super::super::error::from_engine;
+use super::super::scan::shape;
+
+/// A query over one table, ready to take its commits.
+pub(super) struct Compiled {
+    /// The columns of the table that it reads; `None` where no row can ever match.
+    input: Option<SchemaRef>,
+    /// From the table upwards.
+    steps: Vec<Step>,
+    output: SchemaRef,
+}
+
+enum Step {
+    Filter(Arc<dyn PhysicalExpr>),
+    Project(Vec<Arc<dyn PhysicalExpr>>, SchemaRef),
+    /// The same rows under other names.
+    Rename(SchemaRef),
+}
+
+/// Compiles a plan of class `rows`.
+///
+/// # Errors
+/// Those of the engine; `internal` for a plan of another class.
+pub(super) fn compile(state: &SessionState, plan: &LogicalPlan) -> Result<Compiled> {
+    let optimized = state.optimize(plan).map_err(from_engine)?;
+    let mut steps = Vec::new();
+    let mut node = &optimized;
+    let input = loop {
+        let physical = |expr: &datafusion::logical_expr::Expr, below: &LogicalPlan| {
+            state.create_physical_expr(expr.clone(), below.schema()).map_err(from_engine)
+        };
+        node = match node {
+            LogicalPlan::Projection(projection) => {
+                let exprs = projection.expr.iter().map(|expr| physical(expr, &projection.input));
+                let schema = Arc::new(projection.schema.as_arrow().clone());
+                steps.push(Step::Project(exprs.collect::<Result<_>>()?, schema));
+                &projection.input
+            }
+            LogicalPlan::Filter(filter) => {
+                steps.push(Step::Filter(physical(&filter.predicate, &filter.input)?));
+                &filter.input
+            }
+            LogicalPlan::SubqueryAlias(alias) => {
+                steps.push(Step::Rename(Arc::new(alias.schema.as_arrow().clone())));
+                &alias.input
+            }
+            // Conditions that a scan was told of are only hints: the filter stays above it.
+            LogicalPlan::TableScan(scan) if scan.fetch.is_none() => {
+                break Some(Arc::new(scan.projected_schema.as_arrow().clone()));
+            }
+            LogicalPlan::EmptyRelation(empty) if !empty.produce_one_row => break None,
+            other => {
+                return Err(Error::internal(format!(
+                    "a query that was to be followed has become {}",
+                    other.display()
+                )));
+            }
+        };
+    };
+    steps.reverse();
+    let output = Arc::new(optimized.schema().as_arrow().clone());
+    Ok(Compiled { input, steps, output })
+}
+
+impl Compiled {
+    /// The shape of the result, with the engine's own names.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.output
+    }
+
+    /// What the query makes of committed rows, in the shape `output`.
+    ///
+    /// # Errors
+    /// Those of evaluating its expressions.
+    pub(super) fn run(&self, rows: &RecordBatch, output: &SchemaRef) -> Result<RecordBatch> {
+        let Some(input) = &self.input else { return Ok(RecordBatch::new_empty(output.clone())) };
+        let shaped = shape(rows, input)?;
+        if shaped.num_rows() <= BATCH_ROWS {
+            return self.piece(shaped, output);
+        }
+        // Results of functions are bounded for a batch of this many rows.
+        let pieces = (0..shaped.num_rows()).step_by(BATCH_ROWS).map(|from| {
+            let count = BATCH_ROWS.min(shaped.num_rows() - from);
+            self.piece(shaped.slice(from, count), output)
+        });
+        let pieces = pieces.collect::<Result<Vec<_>>>()?;
+        concat_batches(output, &pieces).map_err(arrow)
+    }
+
+    fn piece(&self, rows: RecordBatch, output: &SchemaRef) -> Result<RecordBatch> {
+        let mut batch = rows;
+        for step in &self.steps {
+            if batch.num_rows() == 0 {
+                return Ok(RecordBatch::new_empty(output.clone()));
+            }
+            batch = step.run(batch)?;
+        }
+        dress(&batch, output)
+    }
+}
+
+impl Step {
+    fn run(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        match self {
+            Step::Filter(predicate) => {
+                let kept = predicate.evaluate(&batch).map_err(from_engine)?;
+                let kept = kept.into_array(batch.num_rows()).map_err(from_engine)?;
+                let kept: &BooleanArray = as_boolean_array(&kept).map_err(from_engine)?;
+                filter_record_batch(&batch, kept).map_err(arrow)
+            }
+            Step::Project(exprs, schema) => {
+                let columns = exprs.iter().map(|expr| {
+                    let value = expr.evaluate(&batch).map_err(from_engine)?;
+                    value.into_array(batch.num_rows()).map_err(from_engine)
+                });
+                let columns = columns.collect::<Result<Vec<_>>>()?;
+                let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                RecordBatch::try_new_with_options(schema.clone(), columns, &options).map_err(arrow)
+            }
+            Step::Rename(schema) => dress(&batch, schema),
+        }
+    }
+}
+
+/// The same columns under another schema.
+fn dress(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(schema.clone(), batch.columns().to_vec(), &options)
+        .map_err(arrow)
+}
+
+fn arrow(error: ArrowError) -> Error {
+    from_engine(error.into())
+}

@@ -1,0 +1,112 @@
+//! `GET /api/v1/subscribe`: a subscription as server-sent events.
+//!
+//! The id of an event is the resume token, so a browser's `EventSource` that reconnects goes on
+//! where it was by itself.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{RawQuery, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use futures::StreamExt;
+use kymo_actors::live::{Event, Subscription};
+use kymo_kernel::{Code, Error, Result};
+
+use super::{Seat, Wish, ask, encode};
+use crate::auth::Identity;
+use crate::http::App;
+use crate::http::guard::shutting_down;
+use crate::http::parameters::Parameters;
+use crate::http::respond::Api;
+use crate::http::statement;
+
+/// `GET`: `?q=&db=&params=&snapshot=&resume=`, or the header `Last-Event-ID` for `resume`.
+pub async fn get(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let parameters = Parameters::read(query.unwrap_or_default().as_bytes());
+    match begin(&app, &identity, &parameters, &headers).await {
+        Ok((seat, subscription)) => respond(app, seat, subscription),
+        Err(error) => Api::Own.refuse(&error),
+    }
+}
+
+async fn begin(
+    app: &App,
+    identity: &Identity,
+    parameters: &Parameters,
+    headers: &HeaderMap,
+) -> Result<(Seat, Subscription)> {
+    let get = |names: &[&str]| names.iter().find_map(|name| parameters.get(name));
+    let sql = get(&["q", "query", "sql"]).ok_or_else(|| {
+        Error::new(Code::InvalidInput, "the request has no SQL").with_hint("send it as `q`")
+    })?;
+    let values = get(&["params"]).map(serde_json::from_str).transpose().map_err(|error| {
+        Error::new(Code::InvalidParameter, format!("`params` is not JSON: {error}"))
+    })?;
+    let snapshot = match get(&["snapshot"]) {
+        None => None,
+        Some("true" | "1") => Some(true),
+        Some("false" | "0") => Some(false),
+        Some(_) => {
+            return Err(Error::new(Code::InvalidInput, "`snapshot` is either true or false"));
+        }
+    };
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let resume = last.or_else(|| get(&["resume"])).map(str::to_owned);
+    let database = get(&["db", "database"]).map(str::to_owned);
+    let nothing =
+        statement::Ask { sql: String::new(), parameters: None, database, read_only: true };
+    let session = statement::session(app, identity, &nothing)?;
+    let seat = Seat::take(app)?;
+    let wish = Wish { sql: sql.to_owned(), parameters: values, snapshot, resume };
+    let ask = ask(app, session.into(), wish).await?;
+    Ok((seat, app.backend.subscribe(ask).await?))
+}
+
+/// What a stream still has to say.
+enum Stage {
+    Open(App, Seat, Subscription),
+    Ended,
+}
+
+fn respond(app: App, seat: Seat, subscription: Subscription) -> Response {
+    let beat = Duration::from_millis(app.settings.live.heartbeat_ms);
+    let open = Stage::Open(app, seat, subscription);
+    let body = futures::stream::unfold(open, move |state| async move {
+        let Stage::Open(app, seat, mut subscription) = state else { return None };
+        let event = tokio::select! {
+            event = subscription.next() => event?,
+            () = app.draining() => Event::Ended(shutting_down()),
+            () = tokio::time::sleep(beat) => {
+                let piece = Bytes::from_static(b": still here\n\n");
+                return Some((Ok::<_, Infallible>(piece), Stage::Open(app, seat, subscription)));
+            }
+        };
+        let (piece, ended) = written(&event);
+        let next = if ended { Stage::Ended } else { Stage::Open(app, seat, subscription) };
+        Some((Ok(piece), next))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// An event as it is sent, and whether it is the last one.
+fn written(event: &Event) -> (Bytes, bool) {
+    let (kind, token, json) = match encode::event(None, event) {
+        Ok(frame) => (frame.kind, frame.token, frame.json),
+        Err(error) => ("error", None, encode::fault(None, &error)),
+    };
+    let id = token.map_or_else(String::new, |token| format!("id: {token}\n"));
+    (Bytes::from(format!("event: {kind}\n{id}data: {json}\n\n")), kind == "error")
+}
