@@ -15,6 +15,7 @@ mod serve;
 mod start;
 mod status;
 mod stopwatch;
+mod subscribe;
 mod table;
 
 use std::io::{self, Write};
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run SQL and print the rows
     Query(query::Arguments),
+    /// Print rows as they are committed
+    Subscribe(subscribe::Arguments),
     /// Type SQL, see rows
     Repl(repl::Arguments),
     /// Send a file of line protocol or CSV
@@ -62,6 +65,7 @@ pub fn run() -> ExitCode {
         Command::Start(arguments) => start::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Query(arguments) => query::run(&arguments),
+        Command::Subscribe(arguments) => subscribe::run(&arguments),
         Command::Repl(arguments) => repl::run(&arguments),
         Command::Ingest(arguments) => ingest::run(&arguments),
         Command::Plugin(arguments) => plugin::run(&arguments),

@@ -212,6 +212,54 @@ fn log_files_go_when_every_table_in_them_is_flushed() {
     assert_eq!(stored_rows(&store, "a") + stored_rows(&store, "b"), 800);
 }
 
+#[test]
+fn missed_records_come_from_the_log_whole_or_not_at_all() {
+    let sim = Sim::new(5);
+    let store = open(&sim, &settings()).unwrap();
+    let (mut a, mut b) = (Table::create(&store, "a"), Table::create(&store, "b"));
+    let mut written = Vec::new();
+    for at in 0..30 {
+        written.push(a.append(at * 10, 10).unwrap());
+        b.append(at * 10, 10).unwrap();
+    }
+    assert!(store.stats().log_files > 3);
+    let missed = |store: &Store, after: Position, upto: Position, most: u64| {
+        let found = store.missed(a.def.id, after, upto, most).unwrap();
+        found.map(|found| found.iter().map(|(position, _)| *position).collect::<Vec<_>>())
+    };
+    let before = Position { seq: kymo_kernel::ids::Seq(0), ..written[0] };
+    for (from, after) in [before].iter().chain(&written).enumerate() {
+        for (last, upto) in written.iter().enumerate().skip(from) {
+            let found = missed(&store, *after, *upto, u64::MAX);
+            assert_eq!(found.as_deref(), Some(&written[from..=last]), "{after} to {upto}");
+        }
+    }
+    assert_eq!(missed(&store, written[0], written[29], 2000), None, "more than may be held");
+    let ahead = Position { seq: kymo_kernel::ids::Seq(1000), ..written[0] };
+    assert_eq!(missed(&store, written[0], ahead, u64::MAX), None, "not written yet");
+    assert_eq!(missed(&store, Position::default(), written[3], u64::MAX), None, "another epoch");
+    // Another process goes on where this one stopped.
+    let last = written[29];
+    sim.disk.crash(5);
+    drop((store, b));
+    let store = open(&sim, &settings()).unwrap();
+    assert_eq!(missed(&store, written[7], last, u64::MAX).as_deref(), Some(&written[8..]));
+    let id = a.def.id;
+    drop(a);
+    let state = store.claim(id).unwrap();
+    let mut a = Table { def: state.table().clone(), store: store.clone(), state };
+    let next = a.append(1000, 10).unwrap();
+    let found = store.missed(id, written[27], next, u64::MAX).unwrap().unwrap();
+    let found: Vec<Position> = found.into_iter().map(|(position, _)| position).collect();
+    assert_eq!(found, [written[28], written[29], next]);
+    // What is in segments, the log lets go.
+    a.flush().unwrap();
+    let b = store.catalog().table(&TableName::new("kymo", "b")).unwrap().def.id;
+    let state = store.claim(b).unwrap();
+    Table { def: state.table().clone(), store: store.clone(), state }.flush().unwrap();
+    assert!(store.missed(id, written[0], next, u64::MAX).unwrap().is_none());
+}
+
 fn segments(sim: &Sim) -> Vec<PathBuf> {
     let data = Path::new(ROOT).join("data");
     sim.disk.files().into_iter().filter(|path| path.starts_with(&data)).collect()

@@ -150,6 +150,28 @@ impl Client {
         decode(&bytes)
     }
 
+    /// Follows a query; server-sent events stream in.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn subscribe(
+        &self,
+        sql: &str,
+        snapshot: Option<bool>,
+        resume: Option<&str>,
+    ) -> Result<Response> {
+        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let (database, sql) = (encoded(&self.database), encoded(sql));
+        let mut url = format!("{}/api/v1/subscribe?db={database}&q={sql}", self.url);
+        if let Some(snapshot) = snapshot {
+            url.push_str(&format!("&snapshot={snapshot}"));
+        }
+        if let Some(resume) = resume {
+            url.push_str(&format!("&resume={}", encoded(resume)));
+        }
+        self.accepted(self.authorize(self.http.get(url)).call())
+    }
+
     /// Sends line protocol with timestamps in nanoseconds. Lines that cannot be taken are
     /// reported by the server while the others are kept.
     ///
