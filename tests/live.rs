@@ -120,6 +120,7 @@ impl Seen {
             "resync" => {
                 self.resynced += 1;
                 self.rows.clear();
+                self.token = None;
             }
             "subscribed" | "snapshot_end" => {}
             other => panic!("{other}: {message}"),
@@ -374,11 +375,12 @@ async fn sip(server: &Server, seen: &mut Seen, dice: &mut StdRng, all: usize) {
         // A snapshot that broke off is void.
         seen.rows.clear();
     }
-    for _ in 0..dice.random_range(0..8) {
-        if seen.rows.len() >= all {
-            break;
-        }
+    // A snapshot that is cut is begun again, so most of them are let through.
+    let patient = dice.random_range(0..3) > 0;
+    let mut left: usize = dice.random_range(0..8);
+    while (left > 0 && seen.rows.len() < all) || (patient && seen.token.is_none()) {
         seen.take(&socket.json().await);
+        left = left.saturating_sub(1);
     }
     // Dropped without a word, as when a cable is pulled.
 }

@@ -152,6 +152,8 @@ struct Inner {
     buffer_bytes: usize,
     catch_up_bytes: u64,
     check_every: Duration,
+    /// How long a subscriber may leave its snapshot untouched.
+    snapshot_patience: Duration,
 }
 
 impl Live {
@@ -179,6 +181,7 @@ impl Live {
             buffer_bytes: usize::try_from(live.buffer_bytes).unwrap_or(usize::MAX),
             catch_up_bytes: live.catch_up_bytes,
             check_every: Duration::from_millis(live.heartbeat_ms.max(1)),
+            snapshot_patience: Duration::from_millis(live.idle_timeout_ms.max(1)),
         }))
     }
 

@@ -220,7 +220,12 @@ impl Follower {
         while let Some(batch) = rows.next().await {
             let batch = batch?;
             if batch.num_rows() > 0 {
-                self.send(Event::Rows { op: Op::Snapshot, batch, token: None, at: None }).await?;
+                let event = Event::Rows { op: Op::Snapshot, batch, token: None, at: None };
+                // Others wait for the turn and for the query's place.
+                tokio::select! {
+                    sent = self.send(event) => sent?,
+                    () = live.0.clock.sleep(live.0.snapshot_patience) => return Err(idle().into()),
+                }
             }
         }
         self.cursor = cursor;
@@ -275,4 +280,9 @@ impl Follower {
     async fn send(&self, event: Event) -> Step {
         self.events.send(event).await.map_err(|_| Stop::Gone)
     }
+}
+
+fn idle() -> Error {
+    Error::new(Code::Deadline, "the subscriber took nothing of its snapshot for too long")
+        .with_hint("read faster, narrow the query, or raise live.idle_timeout_ms")
 }

@@ -390,6 +390,28 @@ fn a_token_of_other_data_begins_anew_and_says_so() {
 }
 
 #[test]
+fn a_snapshot_that_nobody_reads_makes_room_for_the_next() {
+    let house = House::new(|settings| {
+        settings.live.max_snapshots = 1;
+        settings.live.idle_timeout_ms = 100;
+    });
+    house.run(async |system| {
+        numbers(&system).await;
+        // More batches than a channel holds.
+        put(&system, 0..80_000).await;
+        let mut stuck = follow(&system, ALL, None).await.unwrap();
+        let mut client = Client::default();
+        client.take(&mut stuck).await;
+        let mut next =
+            follow(&system, "SELECT value FROM cpu WHERE value < 5", None).await.unwrap();
+        let mut other = Client::default();
+        other.until(&mut next, "end").await;
+        other.has_each_once(0..5);
+        client.until(&mut stuck, "deadline_exceeded").await;
+    });
+}
+
+#[test]
 fn rows_that_may_replace_others_are_marked() {
     let house = House::new(|_| {});
     house.run(async |system| {

@@ -57,8 +57,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut token = arguments.resume.clone();
     for line in BufReader::new(answer.into_body().into_reader()).lines() {
         let Ok(line) = line else { break };
-        if let Some(id) = line.strip_prefix("id: ") {
-            token = Some(id.to_owned());
+        match line.strip_prefix("id: ") {
+            Some(id) => token = Some(id.to_owned()),
+            None if line == "id" => token = None,
+            None => {}
         }
         let Some(data) = line.strip_prefix("data: ") else { continue };
         let message: Value = serde_json::from_str(data)

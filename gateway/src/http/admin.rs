@@ -29,7 +29,8 @@ pub async fn home() -> Html<String> {
          <li>Write: <code>POST /api/v3/write_lp?db=kymo</code>, <code>/api/v2/write</code>, \
          <code>/write</code>, JSON records at <code>/write/{{database}}</code></li>\
          <li>Ask: <code>GET /api/v3/query_sql?db=kymo&amp;q=SHOW TABLES&amp;format=pretty</code>\
-         </li><li>Look: <a href=/health>/health</a>, <a href=/ready>/ready</a>, \
+         </li><li>Follow: <code>GET /api/v1/subscribe?db=kymo&amp;q=SELECT …</code>, or the \
+         WebSocket at <code>/ws</code></li><li>Look: <a href=/health>/health</a>, <a href=/ready>/ready</a>, \
          <a href=/stats>/stats</a>, <a href=/metrics>/metrics</a></li></ul></html>"
     ))
 }

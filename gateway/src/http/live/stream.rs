@@ -107,6 +107,11 @@ fn written(event: &Event) -> (Bytes, bool) {
         Ok(frame) => (frame.kind, frame.token, frame.json),
         Err(error) => ("error", None, encode::fault(None, &error)),
     };
-    let id = token.map_or_else(String::new, |token| format!("id: {token}\n"));
+    let id = match token {
+        Some(token) => format!("id: {token}\n"),
+        // Tokens from before are void: an empty one makes the client forget them.
+        None if kind == "resync" => "id\n".to_owned(),
+        None => String::new(),
+    };
     (Bytes::from(format!("event: {kind}\n{id}data: {json}\n\n")), kind == "error")
 }
