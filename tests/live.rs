@@ -42,6 +42,11 @@ impl Socket {
         connect_async(request).await.map(|(socket, _)| Socket(socket))
     }
 
+    /// A connection, as soon as the server noticed that an earlier one is gone.
+    async fn place(server: &Server, headers: &[(&'static str, &str)]) -> Socket {
+        until_async("a place", PATIENCE, async || Self::open(server, headers).await.ok()).await
+    }
+
     /// A connection that has said who it is.
     async fn connect(server: &Server) -> Socket {
         let mut socket = Socket::open(server, &[]).await.unwrap();
@@ -209,13 +214,13 @@ async fn only_who_is_known_comes_in_and_only_from_where_it_may() {
         r#"{"type":"sql","id":1,"sql":"SELECT 1"}"#,
         "SELECT 1",
     ] {
-        let mut socket = Socket::open(&server, &[]).await.unwrap();
+        let mut socket = Socket::place(&server, &[]).await;
         socket.text(first).await;
         let error = socket.json().await;
         assert_eq!(error["code"], "not_authenticated", "{first}");
         assert_eq!(socket.closed().await, (3000, "not_authenticated".to_owned()), "{first}");
     }
-    let mut silent = Socket::open(&server, &[]).await.unwrap();
+    let mut silent = Socket::place(&server, &[]).await;
     assert_eq!(silent.closed().await.0, 3000);
     drop(silent);
 
@@ -244,17 +249,11 @@ async fn only_who_is_known_comes_in_and_only_from_where_it_may() {
         });
         assert_eq!(found.await, expected, "{origin}");
     }
-    let mut by_header = until_async("a place", PATIENCE, async || {
-        Socket::open(&server, &[("authorization", &basic)]).await.ok()
-    })
-    .await;
+    let mut by_header = Socket::place(&server, &[("authorization", &basic)]).await;
     assert_eq!(by_header.json().await["type"], "ready");
     let plain = server.get("/ws").await;
     assert_eq!(plain.status, StatusCode::BAD_REQUEST, "{}", plain.text());
-    let second = until_async("a place", PATIENCE, async || {
-        Socket::open(&server, &[("authorization", &basic)]).await.ok()
-    });
-    let _second = second.await;
+    let _second = Socket::place(&server, &[("authorization", &basic)]).await;
     assert_eq!(status(Socket::open(&server, &[("authorization", &basic)]).await), 503);
 }
 
