@@ -234,7 +234,7 @@ impl Engine {
             plan::plan_with(&state, &snapshot, statement, planned, &values).await?
         };
         let own = self.state(session);
-        let lent = planned.calls.iter().find(|call| !has_function(&own, &call.key));
+        let lent = planned.calls.iter().find(|call| !has_function(&own, call));
         let class = match lent {
             _ if planned.sets => Class::Unsupported("set_config() changes the session".to_owned()),
             Some(call) if lending.is_some() => Class::Unsupported(format!(
