@@ -2,19 +2,15 @@
 //! this machine.
 
 use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_actors::plugin_manager::Download;
 use kymo_config::settings::Plugins;
 use kymo_kernel::{Code, Error, Result};
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::cli::client::roots;
+use crate::cli::client::{agent, roots};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are handed over at a time.
 const PIECE: usize = 256 << 10;
 
@@ -30,18 +26,10 @@ impl Client {
         if settings.install_urls.is_empty() {
             return Ok(None);
         }
-        let tls = TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::Specific(Arc::new(roots(None)?)))
-            .build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
+        let agent = agent(roots(None)?)
             .timeout_global(Some(Duration::from_millis(settings.fetch_timeout_ms)))
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .proxy(None)
             .build()
             .new_agent();
         Ok(Some(Client(agent)))

@@ -17,9 +17,11 @@ use kymo_kernel::schema::DEFAULT_DATABASE;
 use kymo_kernel::{Code, Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
+use ureq::config::ConfigBuilder;
 use ureq::http::StatusCode;
 use ureq::http::header::AUTHORIZATION;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, RequestBuilder, Timeout};
 
 use super::credentials::{self, Credentials, Login};
@@ -104,17 +106,9 @@ impl Client {
     /// The file cannot be read or holds no certificate.
     pub fn new(url: String, login: Login, ca: Option<&Path>, database: String) -> Result<Self> {
         let roots = if url.starts_with("https://") { roots(ca)? } else { Vec::new() };
-        let tls = TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .build();
-        let http = Agent::config_builder()
-            .tls_config(tls)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
+        let http = agent(roots)
             .max_idle_connections(MAX_IDLE)
             .max_idle_connections_per_host(MAX_IDLE)
-            .http_status_as_error(false)
-            .proxy(None)
             .build()
             .new_agent();
         Ok(Client { http, url, login, database })
@@ -281,6 +275,20 @@ pub fn text(answer: Response) -> Result<String> {
     let body = answer.into_body().into_with_config().limit(MAX_TEXT_BYTES);
     body.read_to_string()
         .map_err(|error| Error::new(Code::Down, format!("the answer broke off: {error}")))
+}
+
+/// What all HTTP clients of the binary have in common: whom they trust, how long they wait for
+/// a connection, no proxy, and answers of every status as answers.
+pub(crate) fn agent(roots: Vec<Certificate<'static>>) -> ConfigBuilder<AgentScope> {
+    let tls = TlsConfig::builder()
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .build();
+    Agent::config_builder()
+        .tls_config(tls)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .http_status_as_error(false)
+        .proxy(None)
 }
 
 /// The certificates that are trusted: this machine's, and those of a file.
