@@ -130,8 +130,11 @@ impl Compiler {
         };
         let mut process = self.spawn(program)?;
         let compiled = self.converse(&mut process, wasm);
-        // Whatever happened, nothing is left running.
-        let _ = process.kill();
+        // Whatever happened, nothing is left running. One that has ended gets no signal: it
+        // would stand in its status like that of a limit.
+        if !matches!(compiled, Ok(Some(_))) {
+            let _ = process.kill();
+        }
         let status = process.wait().map_err(|error| Error::io("await the compiler", error));
         let compiled = compiled?;
         let took = clock.monotonic().saturating_sub(begin);
@@ -169,13 +172,16 @@ impl Compiler {
         let complaint = process.stderr.take().ok_or_else(missing)?;
         let wasm = wasm.to_vec();
         let (done, ended) = sync_channel(1);
+        let id = process.id();
         // A process that refuses early does not read to the end: its answer counts.
         let _writer = thread("kymo-plugin-in", move || drop(input.write_all(&wasm)))?;
         let complaint = thread("kymo-plugin-err", move || read(complaint, MAX_COMPLAINT))?;
         let output = thread("kymo-plugin-out", move || {
             let bytes = read(output, MAX_COMPILED);
+            // The end of what it says comes a moment before its own.
+            let exited = await_exit(id);
             let _ = done.send(());
-            bytes
+            exited.and(bytes)
         })?;
         if ended.recv_timeout(self.timeout) == Err(RecvTimeoutError::Timeout) {
             return Ok(None);
@@ -220,6 +226,24 @@ impl Compiler {
 fn too_long(text: String) -> Error {
     Error::new(Code::TooLarge, text)
         .with_hint("make the plugin smaller, or raise plugins.compile_timeout_ms")
+}
+
+/// Waits until a child has ended, and leaves its status to be taken.
+fn await_exit(id: u32) -> std::io::Result<()> {
+    loop {
+        // SAFETY: all zeros are a valid value of this plain struct.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a plain system call that fills the struct it is given.
+        if unsafe { libc::waitid(libc::P_PID, id, &raw mut info, libc::WEXITED | libc::WNOWAIT) }
+            == 0
+        {
+            return Ok(());
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 fn read(from: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
