@@ -295,6 +295,8 @@ fn a_slow_subscriber_is_told_and_reads_the_rest_from_the_log() {
         let mut slow = follow(&system, CHANGES, None).await.unwrap();
         let mut fast = follow(&system, CHANGES, None).await.unwrap();
         let (mut behind, mut ahead) = (Client::default(), Client::default());
+        behind.until(&mut slow, "end").await;
+        ahead.until(&mut fast, "end").await;
         for number in 0..50 {
             put(&system, number..number + 1).await;
             // Nobody waits for the slow one.
@@ -327,10 +329,11 @@ fn what_the_log_has_no_more_comes_as_a_snapshot() {
     house.run(async |system| {
         numbers(&system).await;
         let mut slow = follow(&system, CHANGES, None).await.unwrap();
+        let mut client = Client::default();
+        client.until(&mut slow, "end").await;
         for number in 0..20 {
             put(&system, number..number + 1).await;
         }
-        let mut client = Client::default();
         client.until(&mut slow, "resync").await;
         client.until_rows(&mut slow, 20).await;
         client.has_each_once(0..20);
@@ -419,6 +422,7 @@ fn rows_that_may_replace_others_are_marked() {
         sql(&system, table).await.unwrap();
         let mut subscription = follow(&system, ALL, None).await.unwrap();
         let mut client = Client::default();
+        client.until(&mut subscription, "end").await;
         put(&system, 0..2).await;
         put(&system, 2..3).await;
         client.until_rows(&mut subscription, 3).await;
