@@ -206,30 +206,58 @@ fn scalars(host: &Arc<PluginHost>) {
     grouped(host);
 }
 
+/// Count, mean, and the sum of squared distances from it.
+type Two = (f64, f64, f64);
+
+/// The same states natively and in a guest: a bare sum, which is all memory and no arithmetic,
+/// and Welford's variance, which has as much arithmetic as an aggregate worth a plugin.
 fn grouped(host: &Arc<PluginHost>) {
+    let moments = load(host, "moments", &wasm("moments"));
+    let (plugin, native) =
+        in_groups(host, &moments, "moments_mean", |(sum, rows): &mut (f64, f64), value| {
+            *sum += value;
+            *rows += 1.0;
+        });
+    let (what, per) = ("mean in 1,000 groups", ROWS as f64);
+    Line { what, plugin, native: Some(native), per, aim: Aim::Ratio(2.0) }.print();
+    let (plugin, native) =
+        in_groups(host, &moments, "moments_stddev", |(count, mean, m2): &mut Two, value| {
+            *count += 1.0;
+            let delta = value - *mean;
+            *mean += delta / *count;
+            *m2 += delta * (value - *mean);
+        });
+    let what = "standard deviation in 1,000 groups";
+    Line { what, plugin, native: Some(native), per, aim: Aim::Ratio(2.0) }.print();
+}
+
+/// Times for a batch in 1,000 groups: by an aggregate of a plugin, and by a native one with
+/// these states.
+fn in_groups<S: Clone + Default>(
+    host: &Arc<PluginHost>,
+    version: &Arc<PluginVersion>,
+    aggregate: &str,
+    add: impl Fn(&mut S, f64),
+) -> (f64, f64) {
     let query = host.query(context());
-    let version = load(host, "golden", &wasm("golden-0.1.0"));
-    let mean = PluginFunction::named(&version, "golden_mean").unwrap();
+    let function = PluginFunction::named(version, aggregate).unwrap();
     let column: ArrayRef =
         Arc::new(Float64Array::from_iter_values((0..ROWS).map(|row| row as f64)));
     let groups: Vec<u32> = (0..ROWS as u32).map(|row| row.wrapping_mul(7919) % GROUPS).collect();
-    let mut accumulator = Accumulator::open(&query, &mean, 0).unwrap();
+    let mut accumulator = Accumulator::open(&query, &function, 0).unwrap();
     let columns = [column.clone()];
-    let mut sums = vec![(0.0, 0i64); GROUPS as usize];
+    let mut states = vec![S::default(); GROUPS as usize];
     let native = column.as_primitive::<Float64Type>();
-    let (plugin, native) = race(
+    let times = race(
         || accumulator.update(&columns, Some(&groups), GROUPS, None).unwrap(),
         || {
             for (value, group) in native.values().iter().zip(black_box(&groups)) {
-                let (sum, rows) = &mut sums[*group as usize];
-                *sum += value;
-                *rows += 1;
+                add(&mut states[*group as usize], *value);
             }
         },
     );
-    black_box(sums);
-    let (what, per) = ("mean in 1,000 groups", ROWS as f64);
-    Line { what, plugin, native: Some(native), per, aim: Aim::Ratio(2.0) }.print();
+    black_box(states);
+    times
 }
 
 fn life(host: &Arc<PluginHost>) {

@@ -137,11 +137,17 @@ fn parameters(update: &ImplItemFn) -> Result<Vec<Parameter>> {
     signature::parameters(inputs)
 }
 
-/// The loop over the rows of a batch and the states of their groups.
+/// The loop over the rows of a batch and the states of their groups; a second one where no
+/// row is null, which is most batches.
 fn loop_over(function: &Ident, parameters: &[Parameter]) -> TokenStream {
     let variables: Vec<&Ident> = parameters.iter().map(|each| &each.variable).collect();
-    let types = parameters.iter().map(|each| &each.plain);
+    let types: Vec<_> = parameters.iter().map(|each| &each.plain).collect();
     let count = parameters.len();
+    let dense = parameters.iter().map(|each| {
+        let Parameter { variable, plain, nullable, .. } = each;
+        let value = quote!(<#plain as ::kymo_udf::value::Read>::get(#variable, row));
+        if *nullable { quote!(::std::option::Option::Some(#value)) } else { value }
+    });
     let values = parameters.iter().map(|each| {
         let variable = &each.variable;
         if each.nullable { quote!(#variable.option(row)) } else { quote!(#variable.get(row)) }
@@ -150,6 +156,20 @@ fn loop_over(function: &Ident, parameters: &[Parameter]) -> TokenStream {
     quote! {
         let [#(#variables),*]: &[_; #count] = ::kymo_udf::column::exactly(args)?;
         #(let #variables = ::kymo_udf::column::Arg::<#types>::column(#variables, rows)?;)*
+        if let (#(::std::option::Option::Some(#variables),)*) = (#(#variables.dense(),)*) {
+            return ::kymo_udf::aggregate::each_dense(
+                states,
+                groups,
+                rows,
+                (#(#variables,)*),
+                |(#(#variables,)*), from, count| {
+                    (#(<#types as ::kymo_udf::value::Read>::part(#variables, from, count),)*)
+                },
+                |state, (#(#variables,)*), row| {
+                    ::kymo_udf::error::Outcome::outcome(Self::#function(state, #(#dense),*))
+                },
+            );
+        }
         ::kymo_udf::aggregate::each_row(states, groups, rows, |state, row| {
             if true #(&& #strict.is_valid(row))* {
                 ::kymo_udf::error::Outcome::outcome(Self::#function(state, #(#values),*))?;

@@ -74,6 +74,12 @@ impl<'a> Strings<'a> {
         self
     }
 
+    /// Some of the texts.
+    #[must_use]
+    pub(crate) fn part(self, from: usize, count: usize) -> Self {
+        Strings { offsets: &self.offsets[from..=from + count], ..self }
+    }
+
     /// How many texts are stored.
     #[must_use]
     pub fn len(self) -> usize {
@@ -154,6 +160,14 @@ impl<'a, T: Read<'a>> Arg<'a, T> {
     #[inline(always)]
     pub fn option(&self, row: usize) -> Option<T> {
         self.is_valid(row).then(|| self.get(row))
+    }
+
+    /// The rows as they are, where all of them hold a value of their own: a loop over them
+    /// asks nothing but the value.
+    #[must_use]
+    #[inline(always)]
+    pub fn dense(&self) -> Option<T::Rows> {
+        (self.validity.is_none() && self.mask == usize::MAX).then_some(self.rows)
     }
 
     /// The value of an argument that has to be the same in every row.

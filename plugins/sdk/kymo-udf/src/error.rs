@@ -37,6 +37,13 @@ impl Error {
         self.row = self.row.or(u32::try_from(row).ok());
         self
     }
+
+    /// The same error in a batch that has these rows before those that its row counts.
+    #[must_use]
+    pub(crate) fn after(mut self, rows: usize) -> Self {
+        self.row = self.row.and_then(|row| u32::try_from(rows).ok()?.checked_add(row));
+        self
+    }
 }
 
 impl From<fmt::Error> for Error {

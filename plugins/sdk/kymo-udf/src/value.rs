@@ -105,6 +105,8 @@ pub trait Read<'a>: Copy + 'a {
     fn len(rows: Self::Rows) -> usize;
     /// One row.
     fn get(rows: Self::Rows, row: usize) -> Self;
+    /// Some of the rows, from a multiple of eight on.
+    fn part(rows: Self::Rows, from: usize, count: usize) -> Self::Rows;
 }
 
 impl<'a, T: Fixed> Read<'a> for T {
@@ -121,6 +123,10 @@ impl<'a, T: Fixed> Read<'a> for T {
     #[inline(always)]
     fn get(rows: &'a [T], row: usize) -> T {
         rows[row]
+    }
+    #[inline(always)]
+    fn part(rows: &'a [T], from: usize, count: usize) -> &'a [T] {
+        &rows[from..from + count]
     }
 }
 
@@ -142,6 +148,10 @@ impl<'a> Read<'a> for bool {
     fn get(rows: Bits<'a>, row: usize) -> bool {
         rows.get(row)
     }
+    #[inline(always)]
+    fn part(rows: Bits<'a>, from: usize, count: usize) -> Bits<'a> {
+        Bits(&rows.0[from / 8..(from + count).div_ceil(8)])
+    }
 }
 
 impl<'a> Read<'a> for &'a str {
@@ -159,6 +169,10 @@ impl<'a> Read<'a> for &'a str {
     fn get(rows: Strings<'a>, row: usize) -> &'a str {
         rows.get(row)
     }
+    #[inline(always)]
+    fn part(rows: Strings<'a>, from: usize, count: usize) -> Strings<'a> {
+        rows.part(from, count)
+    }
 }
 
 impl<'a> Read<'a> for &'a [u8] {
@@ -175,6 +189,10 @@ impl<'a> Read<'a> for &'a [u8] {
     #[inline(always)]
     fn get(rows: Strings<'a>, row: usize) -> &'a [u8] {
         rows.bytes(row)
+    }
+    #[inline(always)]
+    fn part(rows: Strings<'a>, from: usize, count: usize) -> Strings<'a> {
+        rows.part(from, count)
     }
 }
 
