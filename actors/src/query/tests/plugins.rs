@@ -368,11 +368,9 @@ fn a_prepared_statement_follows_its_plugin_and_never_mixes_versions() {
     assert_eq!(lab.host().engine().instances(), 0, "a plan at rest has no instance");
 }
 
-/// 1,000 swaps with `KYMO_HOT_SWAPS=1000`; fewer by default, in a build for debugging.
 #[test]
 fn each_result_comes_from_one_version_while_plugins_are_swapped() {
-    let swaps = std::env::var("KYMO_HOT_SWAPS").ok().and_then(|text| text.parse().ok());
-    let swaps: u32 = swaps.unwrap_or(50);
+    const SWAPS: usize = 1000;
     let lab = Lab::new(|_| {});
     let versions = [with_factor(2.0), with_factor(3.0)];
     lab.install("t", &versions[0]);
@@ -393,8 +391,8 @@ fn each_result_comes_from_one_version_while_plugins_are_swapped() {
             })
         })
         .collect();
-    for swap in 0..swaps {
-        lab.install("t", &versions[swap as usize % 2]);
+    for swap in 0..SWAPS {
+        lab.install("t", &versions[swap % 2]);
     }
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     for worker in workers {
