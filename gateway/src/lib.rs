@@ -33,6 +33,8 @@ pub mod line_protocol;
 #[cfg(feature = "server")]
 pub mod pgwire;
 #[cfg(feature = "server")]
+pub mod process;
+#[cfg(feature = "server")]
 pub mod serve;
 #[cfg(feature = "server")]
 pub mod sql_text;
