@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Parse, PluginCommand, Prepare, Query, SessionContext, Write};
+use kymo_kernel::message::{Ddl, Delete, Parse, PluginCommand, Prepare, Query, SessionContext, Write};
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};
@@ -141,6 +141,12 @@ impl System {
     #[must_use]
     pub fn ddl(&self) -> &Port<Ddl> {
         self.0.engine.ddl()
+    }
+
+    /// Where deletions go.
+    #[must_use]
+    pub fn delete(&self) -> &Port<Delete> {
+        self.0.engine.delete()
     }
 
     /// Where changes of plugins go.

@@ -26,7 +26,7 @@ use kymo_kernel::{Code, Result};
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::writer::{Replaced, Writers};
+use crate::writer::{Replaced, Turn, Writers};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -101,9 +101,11 @@ impl Compactor {
             if self.running.contains(&id) || self.is_paused(id, now) {
                 continue;
             }
+            // Whoever else exchanges segments of the table comes first.
+            let Some(turn) = self.writers.turns().try_take(id) else { continue };
             let Some(cell) = self.store.table(id) else { continue };
             if let Some(job) = compact::pick(&cell.load(), &self.settings, cx.clock().now_ns()) {
-                self.start(def, job, cx);
+                self.start(def, job, turn, cx);
             }
         }
         self.next = TableId(0);
@@ -113,20 +115,21 @@ impl Compactor {
         self.paused.get(&table).is_some_and(|pause| now < pause.until)
     }
 
-    fn start(&mut self, def: Arc<TableDef>, job: compact::Job, cx: &mut Cx<Self>) {
+    fn start(&mut self, def: Arc<TableDef>, job: compact::Job, turn: Turn, cx: &mut Cx<Self>) {
         let table = def.id;
         self.running.insert(table);
         let (store, writers) = (self.store.clone(), self.writers.clone());
         let (pools, clock) = (cx.pools().clone(), cx.clock().clone());
         let cancel = self.cancel.0.clone();
-        cx.then(
-            merge(store, writers, pools, clock, cancel, def, job),
-            move |compactor, outcome, cx| {
-                compactor.running.remove(&table);
-                compactor.note(table, outcome, cx);
-                compactor.look(cx);
-            },
-        );
+        let merge = async move {
+            let _turn = turn;
+            merge(store, writers, pools, clock, cancel, def, job).await
+        };
+        cx.then(merge, move |compactor, outcome, cx| {
+            compactor.running.remove(&table);
+            compactor.note(table, outcome, cx);
+            compactor.look(cx);
+        });
     }
 
     fn note(&mut self, table: TableId, outcome: Result<usize>, cx: &mut Cx<Self>) {
@@ -188,7 +191,7 @@ async fn merge(
     store.commit_async(vec![op]).await?;
     let (count, rows, written) = (inputs.len(), output.rows, output.bytes);
     let outputs = vec![Arc::new(output)];
-    writers.ports(&def)?.replaced.call(Replaced { inputs, outputs }).await?;
+    writers.ports(&def)?.replaced.call(Replaced { inputs, outputs, deleted: None }).await?;
     let metrics = &observe::metrics().store;
     metrics.compactions.inc();
     metrics.compaction_read_bytes.inc_by(read);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Durability, Write};
+use kymo_kernel::message::{Ddl, Delete, Durability, Write};
 use kymo_kernel::pools::{Group, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use crate::catalog::{self, Catalog};
 use crate::cluster::{Membership, Router, SingleNode};
 use crate::compactor::Compactor;
+use crate::deleter::Deleter;
 use crate::feed::{FeedActor, Hub, Publisher};
 use crate::flusher::Flusher;
 use crate::ingest::Ingest;
@@ -31,6 +32,8 @@ use crate::writer::{self, Writers};
 
 /// Changes of definitions that may wait.
 const DDL_COUNT: usize = 64;
+/// Deletions that may run or wait for their tables.
+const DELETES: usize = 256;
 /// Time that a change of definitions waits for its turn.
 const DDL_WAIT: Duration = Duration::from_secs(10);
 /// Messages that may wait for one actor beside the bytes that bound it.
@@ -48,13 +51,14 @@ struct Inner {
     node: Arc<SingleNode>,
     write: Port<Write>,
     ddl: Port<Ddl>,
+    delete: Port<Delete>,
     transforms: Transforms,
     running: Mutex<Option<Actors>>,
     background: Mutex<Option<(Running<Compactor>, Running<Keeper>)>>,
 }
 
 /// Actors live as long as these handles.
-type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>);
+type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>, Running<Deleter>);
 
 impl Engine {
     /// Starts everything over an opened store, in order: catalog, feed, writers of tables
@@ -97,6 +101,8 @@ impl Engine {
         let context = (store.clone(), ddl.clone(), writers.clone(), node.clone());
         let ingest = start_ingest(supervisor, context, transforms.clone());
         let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
+        let deleter = start_deleter(supervisor, env, pools, &store, &writers);
+        let delete = deleter.port(Budget { wait: DDL_WAIT, ..Budget::count(DELETES) });
         let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
         let keeper = start_keeper(supervisor, settings, &store, &writers);
         Ok(Engine(Arc::new(Inner {
@@ -107,8 +113,9 @@ impl Engine {
             node,
             write,
             ddl,
+            delete,
             transforms,
-            running: Mutex::new(Some((feed, catalog, ingest))),
+            running: Mutex::new(Some((feed, catalog, ingest, deleter))),
             background: Mutex::new(Some((compactor, keeper))),
         })))
     }
@@ -123,6 +130,12 @@ impl Engine {
     #[must_use]
     pub fn ddl(&self) -> &Port<Ddl> {
         &self.0.ddl
+    }
+
+    /// Where deletions go.
+    #[must_use]
+    pub fn delete(&self) -> &Port<Delete> {
+        &self.0.delete
     }
 
     /// The store.
@@ -176,6 +189,7 @@ impl Engine {
     /// from the top down, as each waits for the one below.
     pub async fn drain(&self) {
         self.0.write.drain().await;
+        self.0.delete.drain().await;
         self.0.ddl.drain().await;
         self.0.writers.drain().await;
     }
@@ -236,6 +250,21 @@ fn start_ingest(
     supervisor.start(spec, move || {
         let (store, ddl, writers, router) = context.clone();
         Ingest::new(store, ddl, writers, router, pools.clone(), transforms.clone())
+    })
+}
+
+fn start_deleter(
+    supervisor: &Supervisor,
+    env: &Env,
+    pools: &Pools,
+    store: &Arc<Store>,
+    writers: &Writers,
+) -> Running<Deleter> {
+    let (store, writers, pools) = (store.clone(), writers.clone(), pools.clone());
+    let clock = env.clock.clone();
+    let spec = Spec::new("deleter", "deleter").restart(Restart::STATELESS);
+    supervisor.start(spec, move || {
+        Deleter::new(store.clone(), writers.clone(), pools.clone(), clock.clone())
     })
 }
 

@@ -95,6 +95,22 @@ impl Ring {
         entry.1 = entry.1.max(position);
     }
 
+    /// Puts a deletion behind the rows, whatever the budget: it is small, and of several in a row
+    /// one with all of their times is left.
+    fn push_deletion(&mut self, committed: &Arc<Committed>) {
+        self.notice(committed.table.id);
+        let mut committed = committed.clone();
+        if let Some(FeedEvent::Committed(before)) = self.events.back()
+            && before.table.id == committed.table.id
+            && let (Some(times), Some(more)) = (before.deleted, committed.deleted)
+        {
+            let both = Committed { deleted: Some(times.union(&more)), ..Committed::clone(&committed) };
+            committed = Arc::new(both);
+            self.events.pop_back();
+        }
+        self.events.push_back(FeedEvent::Committed(committed));
+    }
+
     fn take(&mut self) -> Option<FeedEvent> {
         if let Some(event) = self.events.pop_front() {
             if let FeedEvent::Committed(committed) = &event {
@@ -161,6 +177,10 @@ impl Hub {
         let weight = committed.weight();
         self.each(committed.table.id, &committed.table.name.database, |ring, budget| {
             let table = committed.table.id;
+            if committed.deleted.is_some() {
+                ring.push_deletion(committed);
+                return true;
+            }
             // One batch always fits into an empty ring, however large it is.
             if ring.bytes > 0 && ring.bytes + weight > budget {
                 ring.lose(table, committed.position);
@@ -173,8 +193,12 @@ impl Hub {
         });
     }
 
-    /// Records that the feed itself could not take rows.
-    fn miss(&self, committed: &Committed) {
+    /// Records that the feed itself could not take rows. A deletion goes into the rings all the
+    /// same: no rows could be read elsewhere in its place.
+    fn miss(&self, committed: Committed) {
+        if committed.deleted.is_some() {
+            return self.deliver(&Arc::new(committed));
+        }
         self.each(committed.table.id, &committed.table.name.database, |ring, _| {
             ring.lose(committed.table.id, committed.position);
             false
@@ -282,7 +306,7 @@ impl Publisher {
         }
         let committed = build();
         if self.port.tell(committed.clone()).is_err() {
-            self.hub.miss(&committed);
+            self.hub.miss(committed);
         }
     }
 }
@@ -318,7 +342,7 @@ impl Handle<Committed> for FeedActor {
 mod tests {
     use arrow::array::{Int64Array, RecordBatch};
     use arrow::datatypes::{DataType, Field, Schema};
-    use kymo_kernel::ids::{Epoch, PartitionId, Seq};
+    use kymo_kernel::ids::{Epoch, PartitionId, Seq, TimeRange};
     use kymo_kernel::schema::{TableDef, TableName, TableOptions, TableSchema};
 
     use super::*;
@@ -336,9 +360,16 @@ mod tests {
             table: Arc::new(def),
             position: at(seq),
             batch: RecordBatch::try_new(Arc::new(schema), vec![rows]).unwrap(),
+            deleted: None,
             late: false,
             at: Duration::ZERO,
         }
+    }
+
+    fn deleted(table: u64, seq: u64, first: i64, last: i64) -> Committed {
+        let rows = committed(table, seq);
+        let batch = RecordBatch::new_empty(rows.batch.schema());
+        Committed { batch, deleted: Some(TimeRange { first, last }), ..rows }
     }
 
     fn at(seq: u64) -> Position {
@@ -348,7 +379,10 @@ mod tests {
     fn words(subscription: &mut Subscription) -> Vec<String> {
         std::iter::from_fn(|| subscription.try_recv())
             .map(|event| match event {
-                FeedEvent::Committed(rows) => format!("rows {}", rows.position.seq),
+                FeedEvent::Committed(rows) => match rows.deleted {
+                    None => format!("rows {}", rows.position.seq),
+                    Some(TimeRange { first, last }) => format!("gone {first}-{last}"),
+                },
                 FeedEvent::Lagged { from, upto, .. } => format!("lagged {}-{}", from.seq, upto.seq),
             })
             .collect()
@@ -394,6 +428,21 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_comes_to_those_that_lag_and_many_become_one() {
+        let hub = Arc::new(Hub::default());
+        let weight = committed(1, 1).weight();
+        let mut slow = hub.subscribe(TableFilter::All, weight);
+        deliver(&hub, 1, 1);
+        deliver(&hub, 1, 2);
+        for at in 3..9 {
+            hub.deliver(&Arc::new(deleted(1, 2, at, at)));
+        }
+        hub.deliver(&Arc::new(deleted(2, 2, 0, 1)));
+        assert_eq!(slow.subscriber.ring.lock().events.len(), 4);
+        assert_eq!(words(&mut slow), ["rows 1", "lagged 2-2", "gone 3-8", "gone 0-1"]);
+    }
+
+    #[test]
     fn a_gap_at_the_end_is_told_without_a_further_commit() {
         let hub = Arc::new(Hub::default());
         let weight = committed(1, 1).weight();
@@ -413,6 +462,8 @@ mod tests {
         let mut subscription = hub.subscribe(TableFilter::All, 1 << 20);
         publisher.publish(|| committed(1, 9));
         assert_eq!(words(&mut subscription), ["lagged 9-9"]);
+        publisher.publish(|| deleted(1, 9, 5, 6));
+        assert_eq!(words(&mut subscription), ["gone 5-6"]);
         hub.close();
         assert!(subscription.recv().await.is_none());
     }

@@ -124,6 +124,7 @@ async fn forget_rejected(store: Arc<Store>, writers: Writers, most: u64) -> Resu
     let tables = catalog.names.iter().filter(|(name, _)| rejected::is(name));
     let mut rows = 0;
     for (_, id) in tables {
+        let Some(_turn) = writers.turns().try_take(*id) else { continue };
         let (Some(cell), Some(table)) = (store.table(*id), catalog.table_by_id(*id)) else {
             continue;
         };
@@ -161,5 +162,6 @@ async fn forget(
     let inputs: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
     let op = Op::Replace { table: def.id, inputs: inputs.clone(), outputs: Vec::new() };
     store.commit_async(vec![op]).await?;
-    writers.ports(def)?.replaced.call(Replaced { inputs, outputs: Vec::new() }).await
+    let replaced = Replaced { inputs, outputs: Vec::new(), deleted: None };
+    writers.ports(def)?.replaced.call(replaced).await.map(|_| ())
 }

@@ -3,7 +3,7 @@
 //! [`boot`] starts everything and gives the [`System`]. Below it, [`engine`] wires the write
 //! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
-//! [`compactor`] turn them into segments, the [`keeper`] cleans up, and [`memory`] keeps the
+//! [`compactor`] turn them into segments, the [`deleter`] takes rows out again, the [`keeper`] cleans up, and [`memory`] keeps the
 //! account. [`live`] pushes what is committed to subscribers. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
 
 pub mod boot;
@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod cluster;
 pub mod compactor;
 pub mod database;
+pub mod deleter;
 pub mod engine;
 pub mod feed;
 pub mod flusher;

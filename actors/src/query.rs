@@ -50,7 +50,7 @@ use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Follow, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
+    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
@@ -82,6 +82,8 @@ pub trait Changes: Send + Sync + 'static {
     fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>>;
     /// Writes rows.
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
+    /// Removes rows.
+    fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>>;
 }
 
 /// [`Changes`] through the ports of the catalog and of ingest.
@@ -90,6 +92,8 @@ pub struct Ports {
     pub ddl: Port<Ddl>,
     /// To ingest.
     pub write: Port<Write>,
+    /// To the deleter.
+    pub delete: Port<Delete>,
     /// To the plugin manager, where there is one.
     pub plugins: Option<Port<PluginCommand>>,
 }
@@ -113,6 +117,11 @@ impl Changes for Ports {
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>> {
         let port = self.write.clone();
         Box::pin(async move { port.call(write).await })
+    }
+
+    fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>> {
+        let port = self.delete.clone();
+        Box::pin(async move { port.call(delete).await })
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use kymo_kernel::actor::{Actor, Cx, Handle, Pending, Reply};
 use kymo_kernel::env::Clock;
-use kymo_kernel::ids::{Position, SegmentId, Seq};
+use kymo_kernel::ids::{Position, SegmentId, Seq, TimeRange};
 use kymo_kernel::message::{Append, Beside, Committed, Durability, Message};
 use kymo_kernel::observe::{self, Trace};
 use kymo_kernel::schema::TableDef;
@@ -34,9 +34,11 @@ use crate::flusher::Flusher;
 use crate::memory::Meter;
 
 pub mod core;
+mod turns;
 mod writers;
 
 use core::{Core, Effect, Event, Limits};
+pub use turns::{Turn, Turns};
 pub use writers::Writers;
 
 /// Flushes what is in memory now; answered once it is in segments.
@@ -63,17 +65,20 @@ impl Message for Dropped {
     type Reply = ();
 }
 
-/// The metadata names the outputs of a merge in place of its inputs. Compactor → writer.
+/// The metadata names the outputs of a merge or deletion in place of its inputs. Answered with
+/// the newest position that was visible then. Compactor, deleter → writer.
 #[derive(Debug)]
 pub struct Replaced {
     /// Segments that went.
     pub inputs: Vec<SegmentId>,
     /// Segments that came.
     pub outputs: Vec<Arc<SegmentMeta>>,
+    /// The times of rows that are gone, where whoever follows the table must hear of it.
+    pub deleted: Option<TimeRange>,
 }
 
 impl Message for Replaced {
-    type Reply = ();
+    type Reply = Position;
 }
 
 /// What every writer of a process shares.
@@ -284,8 +289,18 @@ impl Writer {
     fn tell(&self, position: Position, batch: RecordBatch, late: bool) -> Event {
         let (table, now) = (self.state.table(), self.context.clock.monotonic());
         let feed = &self.context.feed;
-        feed.publish(|| Committed { table: table.clone(), position, batch, late, at: now });
+        let (table, deleted) = (table.clone(), None);
+        feed.publish(|| Committed { table, position, batch, deleted, late, at: now });
         Event::Applied { hot_bytes: self.state.hot_bytes() as u64, now }
+    }
+
+    /// Tells the feed that rows are gone.
+    fn tell_deleted(&self, position: Position, times: TimeRange) {
+        let (table, at) = (self.state.table().clone(), self.context.clock.monotonic());
+        let batch = RecordBatch::new_empty(table.schema.arrow());
+        let deleted = Some(times);
+        let gone = Committed { table, position, batch, deleted, late: false, at };
+        self.context.feed.publish(|| gone);
     }
 
     fn freeze(&mut self, cx: &mut Cx<Self>) -> Option<Event> {
@@ -453,6 +468,13 @@ impl Handle<Dropped> for Writer {
 
 impl Handle<Replaced> for Writer {
     fn handle(&mut self, message: Replaced, reply: Reply<Replaced>, _cx: &mut Cx<Self>) {
-        reply.send(self.state.replaced(&message.inputs, message.outputs));
+        let Replaced { inputs, outputs, deleted } = message;
+        let position = self.state.watermark();
+        reply.send(self.state.replaced(&inputs, outputs).map(|()| {
+            if let Some(times) = deleted {
+                self.tell_deleted(position, times);
+            }
+            position
+        }));
     }
 }

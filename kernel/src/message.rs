@@ -18,14 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::cancel::CancelToken;
 use crate::error::{Code, Error, Result};
-use crate::ids::{MetaVersion, Position, TableId};
+use crate::ids::{MetaVersion, Position, TableId, TimeRange};
 use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
+mod deletes;
 mod live;
 mod plugins;
 
+pub use deletes::{Choose, Delete, Deleted, Doomed};
 pub use live::{Follow, Followed, Following};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
 
@@ -232,15 +234,21 @@ pub struct DdlDone {
     pub table: Option<Arc<TableDef>>,
 }
 
-/// Rows that became durable and visible, for everything that follows the data. Writer → feed.
+/// A change of a table that is durable and visible, for everything that follows the data: new
+/// rows, or word that rows are gone. Writer → feed.
 #[derive(Debug, Clone)]
 pub struct Committed {
     /// The table.
     pub table: Arc<TableDef>,
-    /// Where the rows lie in the log.
+    /// Where the rows lie in the log. Of a deletion: the newest position that was visible
+    /// when its rows went, which other rows have, too.
     pub position: Position,
-    /// The rows.
+    /// The rows; empty of a deletion.
     pub batch: RecordBatch,
+    /// Rows within these times may be gone, of which nothing else tells. It comes to every
+    /// subscriber, also to one that lags, and in order: whoever reads the table after it does
+    /// not see the rows any more. Look at it before passing over a position that is known.
+    pub deleted: Option<TimeRange>,
     /// Whether some of them may have the tags and time of a row that was there.
     pub late: bool,
     /// When they became visible, on the monotonic clock.

@@ -6,7 +6,7 @@
 //! | [`meta`], [`metalog`], [`committer`] | what exists: snapshot and edits, their files, the one who commits |
 //! | [`memtable`], [`late`], [`interner`] | rows in memory |
 //! | [`sort`], [`merge`], [`overlap`], [`key`] | order by series and time, last write wins |
-//! | [`segment`], [`compact`] | Parquet files and merging them |
+//! | [`segment`], [`compact`], [`delete`] | Parquet files, merging them, taking rows out |
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
@@ -53,6 +53,7 @@ pub mod collect;
 pub mod committer;
 pub mod compact;
 pub mod components;
+pub mod delete;
 pub mod frame;
 pub mod interner;
 pub mod journal;

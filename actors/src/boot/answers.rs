@@ -57,6 +57,7 @@ impl Answers {
         let changes = Ports {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
+            delete: engine.delete().clone(),
             plugins: Some(plugins.commands.clone()),
         };
         let subscriptions = Arc::new(Registry::default());

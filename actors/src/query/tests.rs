@@ -113,6 +113,7 @@ impl House {
         let changes = Ports {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
+            delete: engine.delete().clone(),
             plugins: manager.as_ref().map(|(_, commands)| commands.clone()),
         };
         let service = QueryService::new(

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::{Altered, Context, Dropped, Freeze, Replaced, Writer};
+use super::{Altered, Context, Dropped, Freeze, Replaced, Turns, Writer};
 use crate::catalog::TableObserver;
 use crate::memory::Memory;
 
@@ -35,6 +35,7 @@ struct Inner {
     supervisor: Supervisor,
     append: Budget,
     table: Mutex<BTreeMap<TableId, Entry>>,
+    turns: Turns,
     /// Writers of dropped tables that still answer what was under way.
     leaving: Mutex<BTreeMap<TableId, Running<Writer>>>,
 }
@@ -54,7 +55,7 @@ pub struct Ports {
     pub freeze: Port<Freeze>,
     altered: Port<Altered>,
     dropped: Port<Dropped>,
-    /// Merged segments.
+    /// Segments in the place of others.
     pub replaced: Port<Replaced>,
 }
 
@@ -74,6 +75,7 @@ impl Writers {
             supervisor,
             append,
             table: Mutex::default(),
+            turns: Turns::default(),
             leaving: Mutex::default(),
         }))
     }
@@ -158,6 +160,12 @@ impl Writers {
     pub fn ask_to_freeze(&self, table: TableId) -> bool {
         let port = self.0.table.lock().get(&table).map(|entry| entry.ports.freeze.clone());
         port.is_some_and(|port| port.tell(Freeze).is_ok())
+    }
+
+    /// Whose turn it is to exchange segments of a table.
+    #[must_use]
+    pub fn turns(&self) -> &Turns {
+        &self.0.turns
     }
 
     /// How many writers there are.

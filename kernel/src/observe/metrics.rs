@@ -118,6 +118,12 @@ families! {
         compaction_read_bytes: IntCounter = "kymo_store_compaction_read_bytes_total",
         /// Bytes written by compactions.
         compaction_written_bytes: IntCounter = "kymo_store_compaction_written_bytes_total",
+        /// Deletions that removed rows.
+        deletes: IntCounter = "kymo_store_deletes_total",
+        /// Rows that deletions removed.
+        deleted_rows: IntCounter = "kymo_store_deleted_rows_total",
+        /// Time of a deletion.
+        delete_seconds: Histogram = "kymo_store_delete_seconds" buckets SLOW,
         /// Files deleted because nothing named them any more.
         deleted_files: IntCounter = "kymo_store_deleted_files_total",
     }

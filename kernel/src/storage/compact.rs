@@ -9,11 +9,12 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use kymo_config::settings::Compaction as Settings;
 
 use crate::cancel::CancelToken;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Position, SegmentId, TimeRange};
 use crate::schema::{ColumnKind, TableDef};
 use crate::storage::memtable::union;
@@ -181,6 +182,22 @@ pub fn run(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(u64),
 ) -> Result<SegmentMeta> {
+    let merged = rewrite(job, target, cancel, &mut Ok, progress)?;
+    merged.ok_or_else(|| Error::internal("a merge of segments without rows"))
+}
+
+/// Merges as [`run`] does, but writes of each batch only what `keep` leaves of it; `None` where
+/// it leaves nothing at all.
+///
+/// # Errors
+/// As [`run`], and those of `keep`.
+pub fn rewrite(
+    job: &Job,
+    target: &Target,
+    cancel: &CancelToken,
+    keep: &mut dyn FnMut(RecordBatch) -> Result<RecordBatch>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Option<SegmentMeta>> {
     let columns = columns(job);
     let mut sources: Vec<SortedSource> = Vec::with_capacity(job.inputs.len());
     for input in &job.inputs {
@@ -196,12 +213,12 @@ pub fn run(
     let mut rows = 0;
     for batch in merged {
         check(cancel)?;
-        let batch = batch?;
+        let batch = keep(batch?)?;
         rows += batch.num_rows() as u64;
         writer.write(batch)?;
         progress(rows);
     }
-    writer.finish(origin(job))
+    if rows == 0 { Ok(None) } else { writer.finish(origin(job)).map(Some) }
 }
 
 /// The columns that any input has, in the table's order; all tags, since rows are sorted by

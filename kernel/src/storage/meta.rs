@@ -27,6 +27,9 @@ use crate::user::User;
 
 pub mod codec;
 mod plugins;
+pub mod retention;
+
+use retention::{RetentionOf, Retentions};
 
 /// The newest layout of data that this build writes and reads. A store that asks for a
 /// newer reader is refused.
@@ -111,6 +114,9 @@ pub struct TableMeta {
     pub segments: BTreeMap<SegmentId, Arc<SegmentMeta>>,
     /// For each partition, the position up to which its rows are in segments.
     pub flushed: BTreeMap<PartitionId, Position>,
+    /// How many times rows of it were deleted. Whoever has kept rows and then finds another
+    /// number may have some that are gone.
+    pub deletions: u64,
 }
 
 impl TableMeta {
@@ -175,6 +181,8 @@ pub struct Snapshot {
     pub functions: Arc<BTreeMap<String, Arc<FunctionDef>>>,
     /// Transforms of tables; a table without any is not in it.
     pub transforms: Arc<Transforms>,
+    /// How long rows are kept.
+    pub retentions: Arc<Retentions>,
 }
 
 impl Default for Snapshot {
@@ -194,6 +202,7 @@ impl Default for Snapshot {
             plugins: Arc::default(),
             functions: Arc::default(),
             transforms: Arc::default(),
+            retentions: Arc::default(),
         }
     }
 }
@@ -262,6 +271,15 @@ pub enum Op {
         /// Segments that hold the same rows.
         outputs: Vec<SegmentMeta>,
     },
+    /// A deletion: as a compaction, but the outputs hold fewer rows.
+    Delete {
+        /// The table.
+        table: TableId,
+        /// Segments that go; all must still be live.
+        inputs: Vec<SegmentId>,
+        /// Segments that hold the rows that stay.
+        outputs: Vec<SegmentMeta>,
+    },
     /// Expired segments; those that are gone already are passed over.
     DropSegments {
         /// The table.
@@ -318,6 +336,25 @@ pub enum Op {
         table: TableId,
         /// In the order in which rows pass them.
         chain: Vec<TransformDef>,
+    },
+    /// Sets for how long rows are kept.
+    SetRetention {
+        /// What it is set for; it must exist.
+        of: RetentionOf,
+        /// Nanoseconds; zero for ever; `None` takes back what was set.
+        retention_ns: Option<i64>,
+    },
+    /// Removes expired rows: as a deletion, but nobody is told, and it is refused where the table
+    /// keeps its rows longer by now.
+    Expire {
+        /// The table.
+        table: TableId,
+        /// Segments that go; all must still be live.
+        inputs: Vec<SegmentId>,
+        /// Segments that hold the rows that stay.
+        outputs: Vec<SegmentMeta>,
+        /// The retention that it went by, in nanoseconds.
+        retention_ns: i64,
     },
 }
 
@@ -379,6 +416,11 @@ impl Snapshot {
                 self.add_segments(*table, segments, *flushed_upto)
             }
             Op::Replace { table, inputs, outputs } => self.replace(*table, inputs, outputs),
+            Op::Delete { table, inputs, outputs } => {
+                self.replace(*table, inputs, outputs)?;
+                self.table_mut(*table)?.deletions += 1;
+                Ok(())
+            }
             Op::DropSegments { table, segments } => {
                 let live = self.table_mut(*table)?;
                 for id in segments {
@@ -404,6 +446,10 @@ impl Snapshot {
             Op::PutFunction { function } => self.put_function(function),
             Op::DropFunction { name } => self.drop_function(name),
             Op::PutTransforms { table, chain } => self.put_transforms(*table, chain),
+            Op::SetRetention { of, retention_ns } => self.set_retention(of, *retention_ns),
+            Op::Expire { table, inputs, outputs, retention_ns } => {
+                self.expire(*table, inputs, outputs, *retention_ns)
+            }
         }
     }
 
@@ -421,6 +467,7 @@ impl Snapshot {
                 format!("database {name:?} does not exist"),
             ));
         }
+        self.forget_database_retention(name);
         let inside: Vec<TableId> = self
             .names
             .iter()
@@ -467,6 +514,7 @@ impl Snapshot {
             def: Arc::new(def.clone()),
             segments: BTreeMap::new(),
             flushed: BTreeMap::new(),
+            deletions: 0,
         };
         self.next_table = TableId(def.id.0 + 1);
         Arc::make_mut(&mut self.tables).insert(def.id, Arc::new(table));
@@ -480,6 +528,7 @@ impl Snapshot {
         };
         Arc::make_mut(&mut self.names).remove(&gone.def.name);
         self.forget_transforms(table);
+        self.forget_retention(table);
         Ok(())
     }
 

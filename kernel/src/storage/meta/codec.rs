@@ -5,7 +5,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | magic: `KYME` for an edit file, `KYMS` for a checkpoint |
-//! | 4 | 4 | format version, 1 or 2; written is 2 |
+//! | 4 | 4 | format version, 1 to 3; written is 3 |
 //! | 8 | 8 | metadata version |
 //! | 16 | 8 | length of the body |
 //! | 24 | 4 | CRC32C of the body |
@@ -15,7 +15,8 @@
 //! The records are types of their own and never change once released: a new layout gets a
 //! new format version and new records beside these. New kinds of [`OpRecord`] go to its end.
 //! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
-//! format's record in a checkpoint.
+//! format's record in a checkpoint. Format 3 added deletions and retention, and the record of
+//! [`keeping`] behind that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,13 +36,15 @@ use crate::storage::meta::{Assignment, Author, ColumnStats, Edit, NodeMeta, Op, 
 use crate::storage::meta::{SegmentMeta, Snapshot, TableMeta};
 use crate::user::{ScramVerifier, User};
 
+mod keeping;
 mod plugins;
 
+use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
 
 const EDIT_MAGIC: [u8; 4] = *b"KYME";
 const SNAPSHOT_MAGIC: [u8; 4] = *b"KYMS";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const ENVELOPE: usize = 32;
 
 /// The bytes of an edit file: the edits that were committed together as one version.
@@ -68,7 +71,11 @@ pub fn decode_edits(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<V
 /// # Errors
 /// `internal` if a record cannot be encoded, which no record of ours should cause.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
-    let body = (SnapshotRecord::from(snapshot), PluginsRecord::from(snapshot));
+    let body = (
+        SnapshotRecord::from(snapshot),
+        PluginsRecord::from(snapshot),
+        KeepingRecord::from(snapshot),
+    );
     seal(SNAPSHOT_MAGIC, snapshot.version, &body)
 }
 
@@ -78,12 +85,17 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_snapshot(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Snapshot> {
     let (format, body) = open(SNAPSHOT_MAGIC, file, version, bytes)?;
-    let (record, plugins) = match format {
-        1 => (decode(file, body)?, PluginsRecord::default()),
-        _ => decode::<(SnapshotRecord, PluginsRecord)>(file, body)?,
+    let (record, plugins, keeping) = match format {
+        1 => (decode(file, body)?, PluginsRecord::default(), KeepingRecord::default()),
+        2 => {
+            let (record, plugins) = decode::<(SnapshotRecord, PluginsRecord)>(file, body)?;
+            (record, plugins, KeepingRecord::default())
+        }
+        _ => decode::<(SnapshotRecord, PluginsRecord, KeepingRecord)>(file, body)?,
     };
     let mut snapshot = record.into_snapshot(version);
     plugins.add_to(&mut snapshot);
+    keeping.add_to(&mut snapshot);
     Ok(snapshot)
 }
 
@@ -258,6 +270,9 @@ enum OpRecord {
     PutFunction(FunctionRecord),
     DropFunction(String),
     PutTransforms { table: u64, chain: Vec<TransformRecord> },
+    Delete { table: u64, inputs: Vec<u128>, outputs: Vec<SegmentRecord> },
+    SetRetention { of: RetentionOfRecord, retention_ns: Option<i64> },
+    Expire { table: u64, inputs: Vec<u128>, outputs: Vec<SegmentRecord>, retention_ns: i64 },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -588,6 +603,20 @@ impl From<&Op> for OpRecord {
             Op::PutTransforms { table, chain } => {
                 OpRecord::PutTransforms { table: table.0, chain: plugins::chain_records(chain) }
             }
+            Op::Delete { table, inputs, outputs } => OpRecord::Delete {
+                table: table.0,
+                inputs: inputs.iter().map(|id| id.0.0).collect(),
+                outputs: outputs.iter().map(SegmentRecord::from).collect(),
+            },
+            Op::SetRetention { of, retention_ns } => {
+                OpRecord::SetRetention { of: of.into(), retention_ns: *retention_ns }
+            }
+            Op::Expire { table, inputs, outputs, retention_ns } => OpRecord::Expire {
+                table: table.0,
+                inputs: inputs.iter().map(|id| id.0.0).collect(),
+                outputs: outputs.iter().map(SegmentRecord::from).collect(),
+                retention_ns: *retention_ns,
+            },
         }
     }
 }
@@ -627,6 +656,20 @@ impl From<OpRecord> for Op {
             OpRecord::PutTransforms { table, chain } => {
                 Op::PutTransforms { table: TableId(table), chain: plugins::chain(chain) }
             }
+            OpRecord::Delete { table, inputs, outputs } => Op::Delete {
+                table: TableId(table),
+                inputs: inputs.into_iter().map(segment_id).collect(),
+                outputs: outputs.into_iter().map(SegmentMeta::from).collect(),
+            },
+            OpRecord::SetRetention { of, retention_ns } => {
+                Op::SetRetention { of: of.into(), retention_ns }
+            }
+            OpRecord::Expire { table, inputs, outputs, retention_ns } => Op::Expire {
+                table: TableId(table),
+                inputs: inputs.into_iter().map(segment_id).collect(),
+                outputs: outputs.into_iter().map(SegmentMeta::from).collect(),
+                retention_ns,
+            },
         }
     }
 }
@@ -678,6 +721,7 @@ impl SnapshotRecord {
             plugins: Arc::default(),
             functions: Arc::default(),
             transforms: Arc::default(),
+            retentions: Arc::default(),
         }
     }
 }
@@ -690,6 +734,7 @@ impl From<TableStateRecord> for TableMeta {
             def: Arc::new(from.def.into()),
             segments: segments.map(|each| (each.id, Arc::new(each))).collect(),
             flushed: flushed.map(|each| (each.partition, each)).collect(),
+            deletions: 0,
         }
     }
 }

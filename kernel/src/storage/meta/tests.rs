@@ -72,7 +72,7 @@ fn files_of_the_first_format_are_read() {
 fn a_newer_format_is_refused_by_name() {
     let version = MetaVersion(1);
     let mut bytes = codec::encode_edits(version, &[first_format()]).unwrap();
-    bytes[4] = 3;
+    bytes[4] = 4;
     let crc = crc32c::crc32c(&bytes[..28]);
     bytes[28..32].copy_from_slice(&crc.to_le_bytes());
     let error = codec::decode_edits(Path::new("e"), version, &bytes).unwrap_err();
@@ -132,6 +132,13 @@ fn transform() -> impl Strategy<Value = TransformDef> {
     )
 }
 
+fn retention_of() -> impl Strategy<Value = RetentionOf> {
+    prop_oneof![
+        "[de]".prop_map(RetentionOf::Database),
+        (1..4u64).prop_map(|table| RetentionOf::Table(TableId(table))),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => plugin().prop_map(|plugin| Op::PutPlugin { plugin }),
@@ -151,6 +158,21 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         3 => (1..4u64).prop_map(|id| Op::PutTable { def: table(id) }),
         1 => (1..4u64).prop_map(|table| Op::DropTable { table: TableId(table) }),
+        1 => (1..4u64).prop_map(|table| Op::Delete {
+            table: TableId(table),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }),
+        2 => (retention_of(), proptest::option::of(0..9i64))
+            .prop_map(|(of, retention_ns)| Op::SetRetention { of, retention_ns }),
+        1 => (1..4u64, 1..9i64).prop_map(|(table, retention_ns)| Op::Expire {
+            table: TableId(table),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            retention_ns,
+        }),
+        1 => "[de]".prop_map(|name| Op::CreateDatabase { name }),
+        1 => "[de]".prop_map(|name| Op::DropDatabase { name }),
     ]
 }
 
@@ -165,6 +187,33 @@ fn check(snapshot: &Snapshot) {
         assert!(snapshot.tables.contains_key(table) && !chain.is_empty());
         assert!(chain.iter().all(|each| plugins.contains(&each.plugin)));
     }
+    let Retentions { databases, tables } = snapshot.retentions.as_ref();
+    assert!(databases.iter().all(|(name, ns)| snapshot.databases.contains(name) && *ns > 0));
+    assert!(tables.keys().all(|id| snapshot.tables.contains_key(id)));
+}
+
+#[test]
+fn what_is_to_be_kept_longer_by_now_is_not_removed() {
+    let apply = |snapshot: &Snapshot, op| snapshot.apply(&Edit { ops: vec![op], ..first_format() });
+    let set = |of, retention_ns| Op::SetRetention { of, retention_ns };
+    let (own, all) = (RetentionOf::Table(TableId(1)), RetentionOf::Database("kymo".to_owned()));
+    let snapshot = apply(&Snapshot::default(), Op::PutTable { def: table(1) }).unwrap();
+    let expire = |snapshot: &Snapshot, retention_ns| {
+        let (inputs, outputs) = (Vec::new(), Vec::new());
+        let op = Op::Expire { table: TableId(1), inputs, outputs, retention_ns };
+        apply(snapshot, op).map(|_| ()).map_err(|error| error.code())
+    };
+    assert_eq!(expire(&snapshot, i64::MAX), Err(Code::Conflict));
+    let by_database = apply(&snapshot, set(all.clone(), Some(10))).unwrap();
+    assert_eq!(by_database.retention_ns(&table(1)), Some(10));
+    assert_eq!(expire(&by_database, 10), Ok(()));
+    let longer = apply(&by_database, set(own.clone(), Some(20))).unwrap();
+    assert_eq!((expire(&longer, 10), expire(&longer, 20)), (Err(Code::Conflict), Ok(())));
+    let always = apply(&longer, set(own.clone(), Some(0))).unwrap();
+    assert_eq!((always.retention_ns(&table(1)), expire(&always, 20)), (None, Err(Code::Conflict)));
+    let reset = apply(&always, set(own, None)).unwrap();
+    assert_eq!(reset.retention_ns(&table(1)), Some(10));
+    assert_eq!(apply(&reset, set(all, None)).unwrap().retention_ns(&table(1)), None);
 }
 
 proptest! {
