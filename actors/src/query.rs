@@ -11,6 +11,7 @@ mod catalog;
 mod command;
 mod context;
 mod ddl;
+mod delete;
 mod duration;
 mod engine;
 mod error;

@@ -470,11 +470,13 @@ impl Handle<Replaced> for Writer {
     fn handle(&mut self, message: Replaced, reply: Reply<Replaced>, _cx: &mut Cx<Self>) {
         let Replaced { inputs, outputs, deleted } = message;
         let position = self.state.watermark();
-        reply.send(self.state.replaced(&inputs, outputs).map(|()| {
-            if let Some(times) = deleted {
-                self.tell_deleted(position, times);
-            }
-            position
-        }));
+        let replaced = match deleted {
+            None => self.state.replaced(&inputs, outputs),
+            Some(_) => self.state.deleted(&inputs, outputs),
+        };
+        if let (Ok(()), Some(times)) = (&replaced, deleted) {
+            self.tell_deleted(position, times);
+        }
+        reply.send(replaced.map(|()| position));
     }
 }

@@ -445,7 +445,8 @@ impl Tables {
                     let start = table.flushed_upto(PartitionId::ONLY);
                     let segments = table.segments.values().cloned();
                     let files = self.files.clone();
-                    self.unclaim(TableState::open(table.def.clone(), segments, start, files));
+                    let state = TableState::open(table.def.clone(), segments, start, files);
+                    self.unclaim(state.with_deletions(table.deletions));
                 }
             }
         }

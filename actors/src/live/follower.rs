@@ -24,6 +24,8 @@ use crate::feed::{self, FeedEvent};
 
 /// Rows of a commit that are evaluated and sent at once: the batch of a query.
 const PART_ROWS: usize = 8192;
+/// Why what a client has is void after a deletion: which rows went is not known any more.
+const DELETED: &str = "rows were deleted";
 
 pub(super) struct Follower {
     live: Live,
@@ -33,6 +35,8 @@ pub(super) struct Follower {
     events: mpsc::Sender<Event>,
     /// Everything up to here was sent.
     cursor: Position,
+    /// How many times rows had been deleted before the snapshot that the client has.
+    deletions: u64,
     /// How many rows were sent of the commit that follows, which one subscription broke off in.
     part: Option<(Position, u64)>,
 }
@@ -59,7 +63,8 @@ impl Follower {
         entry: Arc<Entry>,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        Follower { live, query, feed, entry, events, cursor: Position::default(), part: None }
+        let (cursor, part) = (Position::default(), None);
+        Follower { live, query, feed, entry, events, cursor, deletions: 0, part }
     }
 
     /// Follows the table until the connection is gone or the subscription fails.
@@ -76,6 +81,7 @@ impl Follower {
 
     async fn begin(&mut self, snapshot: bool, resume: Option<Token>) -> Step {
         let version = self.version()?;
+        self.deletions = version.deletions;
         let Some(token) = resume else {
             self.started(false).await?;
             if snapshot {
@@ -89,6 +95,10 @@ impl Follower {
             self.started(false).await?;
             return self.resync("the token belongs to other data").await;
         };
+        if token.deletions != version.deletions {
+            self.started(false).await?;
+            return self.resync(DELETED).await;
+        }
         if after >= version.watermark {
             self.cursor = self.seen(&version);
             return self.started(true).await;
@@ -129,6 +139,9 @@ impl Follower {
     }
 
     async fn committed(&mut self, rows: &Committed) -> Step {
+        if rows.deleted.is_some() {
+            return self.resync(DELETED).await;
+        }
         if rows.position <= self.cursor {
             return Ok(());
         }
@@ -152,7 +165,7 @@ impl Follower {
             let batch = self.query.changes(&rows.slice(from, count))?;
             from += count;
             let rows = (from < all).then_some(from as u64);
-            let token = Token { table: self.query.table().id, position, rows };
+            let token = Token { position, rows, ..self.token() };
             if batch.num_rows() > 0 {
                 self.send(Event::Rows { op, batch, token: Some(token), at }).await?;
             }
@@ -215,7 +228,7 @@ impl Follower {
         let turn = live.0.snapshots.acquire();
         let _turn = turn.await.map_err(|_| Error::internal("no turns for snapshots"))?;
         let version = self.version()?;
-        let cursor = self.seen(&version);
+        let (cursor, deletions) = (self.seen(&version), version.deletions);
         let mut rows = self.query.snapshot(version).await?;
         while let Some(batch) = rows.next().await {
             let batch = batch?;
@@ -228,7 +241,7 @@ impl Follower {
                 }
             }
         }
-        self.cursor = cursor;
+        (self.cursor, self.deletions) = (cursor, deletions);
         let token = self.token();
         self.send(Event::SnapshotEnd { token }).await
     }
@@ -269,7 +282,8 @@ impl Follower {
     }
 
     fn token(&self) -> Token {
-        Token { table: self.query.table().id, position: self.cursor, rows: None }
+        let (table, deletions) = (self.query.table().id, self.deletions);
+        Token { table, position: self.cursor, deletions, rows: None }
     }
 
     async fn started(&self, resumed: bool) -> Step {

@@ -14,15 +14,17 @@ pub struct Token {
     pub table: TableId,
     /// The commit.
     pub position: Position,
+    /// How many times rows of the table had been deleted.
+    pub deletions: u64,
     /// `None` where all of it was sent; else how many of its rows were looked at.
     pub rows: Option<u64>,
 }
 
-/// `table.partition.epoch.sequence`, and `.rows` for a part.
+/// `table.partition.epoch.sequence.deletions`, and `.rows` for a part.
 impl fmt::Display for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Position { partition, epoch, seq } = self.position;
-        write!(out, "{}.{partition}.{epoch}.{seq}", self.table)?;
+        write!(out, "{}.{partition}.{epoch}.{seq}.{}", self.table, self.deletions)?;
         match self.rows {
             Some(rows) => write!(out, ".{rows}"),
             None => Ok(()),
@@ -35,16 +37,18 @@ impl FromStr for Token {
 
     fn from_str(text: &str) -> Result<Token> {
         let numbers: Option<Vec<u64>> =
-            text.trim().splitn(6, '.').map(|part| part.parse().ok()).collect();
-        let token = |table, partition: u64, epoch, seq, rows| {
+            text.trim().splitn(7, '.').map(|part| part.parse().ok()).collect();
+        let token = |table, partition: u64, epoch, seq, deletions, rows| {
             let partition = PartitionId(u16::try_from(partition).ok()?);
             let position = Position { partition, epoch: Epoch(epoch), seq: Seq(seq) };
-            Some(Token { table: TableId(table), position, rows })
+            Some(Token { table: TableId(table), position, deletions, rows })
         };
         let read = match numbers.as_deref() {
-            Some([table, partition, epoch, seq]) => token(*table, *partition, *epoch, *seq, None),
-            Some([table, partition, epoch, seq, rows]) => {
-                token(*table, *partition, *epoch, *seq, Some(*rows))
+            Some([table, partition, epoch, seq, deletions]) => {
+                token(*table, *partition, *epoch, *seq, *deletions, None)
+            }
+            Some([table, partition, epoch, seq, deletions, rows]) => {
+                token(*table, *partition, *epoch, *seq, *deletions, Some(*rows))
             }
             _ => None,
         };
@@ -64,10 +68,10 @@ mod tests {
     fn a_token_comes_back_as_it_went() {
         let position = Position { partition: PartitionId(0), epoch: Epoch(3), seq: Seq(41) };
         for rows in [None, Some(8192)] {
-            let token = Token { table: TableId(7), position, rows };
+            let token = Token { table: TableId(7), position, deletions: 2, rows };
             assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
         }
-        for text in ["", "7", "7.0.3", "7.0.3.x", "7.0.3.1.2.3", "7.70000.3.1", "-1.0.3.1"] {
+        for text in ["", "7", "7.0.3", "7.0.3.1", "7.0.3.1.x", "7.0.3.1.0.2.3", "7.70000.3.1.0", "-1.0.3.1.0"] {
             assert_eq!(text.parse::<Token>().unwrap_err().code(), Code::InvalidInput, "{text}");
         }
     }

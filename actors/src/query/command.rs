@@ -27,6 +27,10 @@ pub(crate) struct Parsed {
 pub(crate) enum Command {
     /// A query, an insert, or an `EXPLAIN` of one: the engine plans it.
     Plan(Box<Planned>),
+    /// `DELETE`: the query that finds the rows.
+    Delete(Box<Planned>),
+    /// `TRUNCATE`: the tables, as written.
+    Truncate(Vec<PartialName>),
     /// A change of definitions.
     Define(Define),
     /// `SHOW …` and `DESCRIBE`.

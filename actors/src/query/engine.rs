@@ -62,12 +62,12 @@ pub(super) struct Engine {
 }
 
 /// A statement on its way to the query runtime.
-struct Job {
+pub(super) struct Job {
     statement: Arc<Statement>,
     prepared: Option<Arc<Prepared>>,
     parameters: Vec<ArrayRef>,
-    session: Arc<SessionContext>,
-    limits: Limits,
+    pub(super) session: Arc<SessionContext>,
+    pub(super) limits: Limits,
     ticket: Ticket,
     /// Tables that stand in for those of now.
     tables: Option<Arc<dyn Tables>>,
@@ -76,11 +76,16 @@ struct Job {
 impl Job {
     /// What is to be planned. The tree stays in the statement: a deep one is copied on threads
     /// of the query pool only, whose stacks are made for it.
-    fn planned(&self) -> Result<&Planned> {
+    pub(super) fn planned(&self) -> Result<&Planned> {
         match &parsed(&self.statement)?.command {
-            Command::Plan(planned) => Ok(planned),
+            Command::Plan(planned) | Command::Delete(planned) => Ok(planned),
             _ => Err(Error::internal("a statement without a plan was given to the engine")),
         }
+    }
+
+    /// Whether it deletes rows.
+    fn deletes(&self) -> bool {
+        parsed(&self.statement).is_ok_and(|parsed| matches!(parsed.command, Command::Delete(_)))
     }
 }
 
@@ -175,6 +180,16 @@ impl Engine {
         Ok((state, Some(lending)))
     }
 
+    /// Where queries run.
+    pub(super) fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    /// The ways to those who change anything.
+    pub(super) fn changes(&self) -> &Arc<dyn Changes> {
+        &self.changes
+    }
+
     /// The tables as they are now.
     pub(super) fn tables(&self) -> &Arc<dyn Tables> {
         &self.tables
@@ -187,7 +202,7 @@ impl Engine {
     pub(super) async fn prepare(&self, message: Prepare) -> Result<Arc<Prepared>> {
         let Prepare { statement, types, session } = message;
         let (plan, parameters, columns) = match &parsed(&statement)?.command {
-            Command::Plan(planned) => {
+            Command::Plan(planned) | Command::Delete(planned) => {
                 // Nobody can cancel a preparation; it has the time of a statement.
                 let limit = self.time_limit(&session, None);
                 let deadline = limit.map(|limit| self.env.clock.monotonic() + limit);
@@ -202,7 +217,9 @@ impl Engine {
                     }
                     None => typed.plan,
                 };
-                (plan, typed.parameters, typed.columns)
+                // Of a DELETE the rows of its query are no answer.
+                let rows = matches!(parsed(&statement)?.command, Command::Plan(_));
+                (plan, typed.parameters, typed.columns.filter(|_| rows))
             }
             Command::Show(wanted) => {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
@@ -228,7 +245,7 @@ impl Engine {
         };
         let limits = self.limits(&session, timeout, cancel);
         match &parsed(&statement)?.command {
-            Command::Plan(planned) => {
+            Command::Plan(planned) | Command::Delete(planned) => {
                 if planned.writes {
                     writable(&session, &statement.verb)?;
                 }
@@ -263,6 +280,11 @@ impl Engine {
                 writable(&session, &statement.verb)?;
                 administrator(&session, &statement.verb)?;
                 limits.race(self.define(define, &session)).await?;
+                Ok(done(&statement.verb))
+            }
+            Command::Truncate(names) => {
+                writable(&session, &statement.verb)?;
+                self.truncate(names, &session, &limits).await?;
                 Ok(done(&statement.verb))
             }
             Command::Set(changes, _) => self.set(&statement.verb, changes),
@@ -430,7 +452,7 @@ impl Engine {
         let limits = job.limits.clone();
         let listening = Listening::default();
         let abandoned = listening.gone();
-        let verb = job.statement.verb.clone();
+        let (verb, deletes) = (job.statement.verb.clone(), job.deletes());
         let (head, answered) = oneshot::channel();
         let (rows, received) = mpsc::channel(self.settings.query.stream_batches.max(1));
         let engine = self.clone();
@@ -438,7 +460,9 @@ impl Engine {
         let work = Box::pin(async move { engine.work(job, abandoned, head, rows).await });
         let task =
             self.pools.spawn(Pool::Query, "query", tracing::Instrument::instrument(work, span));
-        let head = limits.race(async { answered.await.map_err(|_| gone()) }).await;
+        let answered = async { answered.await.map_err(|_| gone()) };
+        // A deletion ends by itself when it must stop, unless it has come too far for that.
+        let head = if deletes { answered.await } else { limits.race(answered).await };
         let head = match head {
             Ok(head) => head?,
             // The task ended without an answer: its own panic says more.
@@ -458,14 +482,17 @@ impl Engine {
     }
 
     async fn work(
-        &self,
+        self: &Arc<Self>,
         job: Job,
         gone: Gone,
         head: oneshot::Sender<Result<Head>>,
         rows: mpsc::Sender<Rows>,
     ) {
         let limits = job.limits.clone();
-        let outcome = limits.race(Box::pin(self.open(&job, &gone))).await;
+        let outcome = match job.deletes() {
+            true => Box::pin(self.erase(&job, &gone)).await.map(Opening::Written),
+            false => limits.race(Box::pin(self.open(&job, &gone))).await,
+        };
         let Opened { schema, mut stream, settings } = match outcome {
             Ok(Opening::Rows(opened)) => opened,
             Ok(Opening::Written(count)) => {
@@ -508,35 +535,15 @@ impl Engine {
         let began = self.env.clock.monotonic();
         let deadline = job.limits.deadline;
         let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
-        let plan = self.bound(&state, lending.as_ref(), job).await;
-        let mut plan = plan.map_err(|error| match job.planned() {
-            Ok(planned) => explain(error, planned, lending.as_ref()),
-            Err(_) => error,
-        })?;
+        let mut plan = self.bound_or_explained(&state, lending.as_ref(), job).await?;
         if let Some(tables) = &job.tables {
             plan = live::pinned(plan, tables)?;
         }
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let analyzed = matches!(plan, LogicalPlan::Analyze(_));
-        let plan = state.optimize(&plan).map_err(from_engine)?;
-        // The optimizer leaves constants that it cannot evaluate for later. A plugin that has
-        // failed once is not asked again.
-        lending.as_ref().map_or(Ok(()), |lending| lending.verdict())?;
-        let bounds = Bounds::of(&self.settings.query);
-        let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
-        let planner = state.query_planner();
-        let physical = planner.create_physical_plan(&plan, &state).await.map_err(from_engine)?;
-        let physical = interruptible(physical, gone).map_err(from_engine)?;
-        let physical = match &lending {
-            Some(_) => {
-                plugin::coalesced(physical, state.config().batch_size()).map_err(from_engine)?
-            }
-            None => physical,
-        };
+        let (state, mut stream) = self.run_plan(state, lending.as_ref(), plan, gone).await?;
         let planning = self.env.clock.monotonic().saturating_sub(began);
         metrics().queries.planning_seconds.observe(planning.as_secs_f64());
-        let context = state.task_ctx();
-        let mut stream = execute_stream(physical, context).map_err(from_engine)?;
         if let (Some(lending), true) = (&lending, analyzed) {
             stream = plugin::with_usage(stream, lending);
         }
@@ -559,6 +566,47 @@ impl Engine {
             }
         }
         Ok(Opening::Written(count))
+    }
+
+    /// The plan of a statement, or why there is none.
+    pub(super) async fn bound_or_explained(
+        &self,
+        state: &SessionState,
+        lending: Option<&Arc<Lending>>,
+        job: &Job,
+    ) -> Result<LogicalPlan> {
+        let plan = self.bound(state, lending, job).await;
+        plan.map_err(|error| match job.planned() {
+            Ok(planned) => explain(error, planned, lending),
+            Err(_) => error,
+        })
+    }
+
+    /// Starts a plan; with it comes the state that it runs under.
+    pub(super) async fn run_plan(
+        &self,
+        state: SessionState,
+        lending: Option<&Arc<Lending>>,
+        plan: LogicalPlan,
+        gone: &Gone,
+    ) -> Result<(SessionState, SendableRecordBatchStream)> {
+        let plan = state.optimize(&plan).map_err(from_engine)?;
+        // The optimizer leaves constants that it cannot evaluate for later. A plugin that has
+        // failed once is not asked again.
+        lending.map_or(Ok(()), |lending| lending.verdict())?;
+        let bounds = Bounds::of(&self.settings.query);
+        let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
+        let planner = state.query_planner();
+        let physical = planner.create_physical_plan(&plan, &state).await.map_err(from_engine)?;
+        let physical = interruptible(physical, gone).map_err(from_engine)?;
+        let physical = match lending {
+            Some(_) => {
+                plugin::coalesced(physical, state.config().batch_size()).map_err(from_engine)?
+            }
+            None => physical,
+        };
+        let stream = execute_stream(physical, state.task_ctx()).map_err(from_engine)?;
+        Ok((state, stream))
     }
 
     /// What a statement that has run changed of its session.

@@ -37,6 +37,13 @@ impl Wanted {
         wanted
     }
 
+    /// The times that conditions demand, where the time is all that they look at.
+    pub(super) fn only_times(schema: &TableSchema, filters: &[Expr]) -> Option<TimeRange> {
+        let mut wanted = Wanted::all();
+        let exact = filters.iter().all(|filter| wanted.narrow(schema, filter));
+        (exact && wanted.tags.is_empty()).then_some(wanted.time)
+    }
+
     /// Whether no row can satisfy it.
     pub(super) fn is_nothing(&self) -> bool {
         self.time.first > self.time.last || self.tags.iter().any(|(_, values)| values.is_empty())

@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{ddl, live, manage, utility};
+use super::{ddl, delete, live, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -285,7 +285,15 @@ fn planned(
     mut tree: ast::Statement,
     rewriter: &Rewriter,
 ) -> Result<(&'static str, Command), Failure> {
+    let mut deletes = false;
+    if let ast::Statement::Truncate(truncate) = &tree {
+        return Ok(("TRUNCATE TABLE", Command::Truncate(delete::truncated(truncate)?)));
+    }
+    if let ast::Statement::Delete(delete) = tree {
+        (tree, deletes) = (delete::as_query(delete)?, true);
+    }
     let (verb, writes) = match &tree {
+        ast::Statement::Query(_) if deletes => ("DELETE", true),
         ast::Statement::Query(_) => ("SELECT", false),
         ast::Statement::Insert(insert) => {
             check_insert(insert)?;
@@ -312,7 +320,8 @@ fn planned(
         return Err(error.into());
     }
     let Applied { names, late, sets, calls } = rewriter.apply(&mut tree)?;
-    Ok((verb, Command::Plan(Box::new(Planned { tree, writes, names, sets, late, calls }))))
+    let planned = Box::new(Planned { tree, writes, names, sets, late, calls });
+    Ok((verb, if deletes { Command::Delete(planned) } else { Command::Plan(planned) }))
 }
 
 /// Looks at every query of a statement, however deep, for what is not offered.
@@ -367,7 +376,7 @@ fn check_insert(insert: &ast::Insert) -> Result<()> {
     Ok(())
 }
 
-fn unsupported(what: &str) -> Error {
+pub(super) fn unsupported(what: &str) -> Error {
     Error::new(Code::Unsupported, format!("{what} is not supported"))
 }
 
@@ -380,14 +389,11 @@ fn refuse(tree: &ast::Statement) -> Error {
             "the server reads and writes no files for SQL; use the HTTP API or COPY … TO STDOUT"
         }
         ast::Statement::Update(_) => "an INSERT with the same tags and time replaces the row",
-        ast::Statement::Delete(_) | ast::Statement::Truncate(_) => {
-            "rows cannot be deleted yet; DROP TABLE removes all of them"
-        }
         ast::Statement::Prepare { .. } | ast::Statement::Execute { .. } => {
             "use your driver's prepared statements"
         }
         _ => {
-            "statements: SELECT, INSERT, EXPLAIN, CREATE/DROP TABLE, CREATE/DROP DATABASE, SHOW, DESCRIBE, SET"
+            "statements: SELECT, INSERT, DELETE, TRUNCATE, EXPLAIN, CREATE/DROP TABLE, CREATE/DROP DATABASE, SHOW, DESCRIBE, SET"
         }
     };
     unsupported(&what).with_hint(hint)
@@ -435,8 +441,15 @@ mod tests {
             "CREATE EXTERNAL TABLE t (a INT) STORED AS CSV LOCATION '/tmp/x'",
             "CREATE VIEW v AS SELECT 1",
             "UPDATE t SET a = 1",
-            "DELETE FROM t",
-            "TRUNCATE t",
+            "DELETE FROM t RETURNING a",
+            "DELETE FROM t USING u WHERE t.a = u.a",
+            "DELETE FROM t, u",
+            "DELETE FROM t JOIN u ON true",
+            "DELETE FROM f(1)",
+            "DELETE FROM t WHERE a IN (SELECT 1 FOR UPDATE)",
+            "WITH x AS (DELETE FROM t) SELECT * FROM x",
+            "EXPLAIN DELETE FROM t",
+            "TRUNCATE IF EXISTS t",
             "SELECT 1 INTO t",
             "WITH x AS (INSERT INTO t VALUES (1)) SELECT * FROM x",
             "EXPLAIN COPY (SELECT 1) TO '/tmp/x'",
@@ -471,6 +484,10 @@ mod tests {
             ("EXPLAIN TABLE t", "EXPLAIN"),
             ("WITH a AS (SELECT 1) SELECT * FROM a", "SELECT"),
             ("insert into t values (1)", "INSERT"),
+            ("delete from t", "DELETE"),
+            ("DELETE FROM a.t AS x WHERE x.v > (SELECT avg(v) FROM u)", "DELETE"),
+            ("truncate t", "TRUNCATE TABLE"),
+            ("TRUNCATE TABLE a.t, u RESTART IDENTITY CASCADE", "TRUNCATE TABLE"),
             ("explain select 1", "EXPLAIN"),
             ("EXPLAIN (ANALYZE) SELECT 1", "EXPLAIN"),
             ("begin", "BEGIN"),

@@ -154,7 +154,8 @@ fn columns(
     table(&names, rows.collect())
 }
 
-fn find(
+/// The table of a name.
+pub(super) fn find(
     name: &PartialName,
     session: &SessionContext,
     snapshot: &Snapshot,

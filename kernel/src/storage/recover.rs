@@ -215,6 +215,7 @@ impl<'a> Replay<'a> {
             let start = table.flushed_upto(PartitionId::ONLY);
             let segments = table.segments.values().cloned();
             TableState::open(table.def.clone(), segments, start, files.clone())
+                .with_deletions(table.deletions)
         };
         Replay {
             committer,

@@ -162,6 +162,8 @@ pub struct Version {
     pub hot: MemView,
     /// Nothing above this position shows (V1), everything acknowledged up to it does.
     pub watermark: Position,
+    /// How many times rows of the table were deleted before.
+    pub deletions: u64,
 }
 
 impl Version {
@@ -216,6 +218,7 @@ pub struct TableState {
     hot: MemTable,
     last_times: LastTimes,
     watermark: Position,
+    deletions: u64,
 }
 
 impl TableState {
@@ -239,6 +242,7 @@ impl TableState {
             frozen: frozen.clone(),
             hot: MemView::default(),
             watermark,
+            deletions: 0,
         };
         TableState {
             cell: Arc::new(VersionCell::new(version)),
@@ -249,7 +253,16 @@ impl TableState {
             hot: MemTable::default(),
             last_times: LastTimes::new(taken, DEFAULT_SERIES),
             watermark,
+            deletions: 0,
         }
+    }
+
+    /// The same table, of which rows were deleted so many times.
+    #[must_use]
+    pub fn with_deletions(mut self, deletions: u64) -> Self {
+        self.deletions = deletions;
+        self.publish();
+        self
     }
 
     /// Where readers find the versions.
@@ -304,6 +317,7 @@ impl TableState {
             frozen: self.frozen.clone(),
             hot: self.hot.view(),
             watermark: self.watermark,
+            deletions: self.deletions,
         });
     }
 
@@ -367,6 +381,19 @@ impl TableState {
         self.publish();
         gone.iter().for_each(|segment| segment.retire());
         Ok(())
+    }
+
+    /// As [`TableState::replaced`], where rows of the inputs were deleted.
+    ///
+    /// # Errors
+    /// As [`TableState::replaced`].
+    pub fn deleted(
+        &mut self,
+        inputs: &[SegmentId],
+        outputs: impl IntoIterator<Item = Arc<SegmentMeta>>,
+    ) -> Result<()> {
+        self.deletions += 1;
+        self.replaced(inputs, outputs)
     }
 
     fn add_segments(&mut self, segments: impl IntoIterator<Item = Arc<SegmentMeta>>) {
