@@ -1,6 +1,7 @@
 //! The query actor over a whole write side, on a disk in memory.
 
 mod clients;
+mod deletes;
 mod dialect;
 mod functions;
 mod limits;

@@ -274,3 +274,165 @@ impl RowSet {
 fn place(row: u64) -> (usize, u64) {
     (usize::try_from(row / 64).unwrap_or(usize::MAX), 1 << (row % 64))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Code;
+    use crate::storage::model::{Bench, Key, Row, Rows, WINDOW, expected, read, row, rows, scan};
+
+    fn delete(bench: &mut Bench, times: &TimeRange, predicate: Option<&Predicate>) -> u64 {
+        bench.flush();
+        let (mut inputs, mut outputs, mut gone) = (Vec::new(), Vec::new(), 0);
+        let cancel = CancelToken::new();
+        for part in parts(&bench.version(), times, &TagFilter::all()) {
+            let rows = part.choose(times, predicate, &cancel).unwrap();
+            if rows.is_empty() {
+                continue;
+            }
+            gone += rows.len();
+            inputs.extend(part.ids());
+            let output = rewrite(&part, Some(&rows), &bench.target, &cancel).unwrap();
+            outputs.extend(output.map(Arc::new));
+        }
+        bench.state.deleted(&inputs, outputs).unwrap();
+        gone
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(Rows),
+        Flush,
+        Settle,
+        Reopen,
+        Times(i64, i64),
+        Keys(Vec<Row>),
+        Odd,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => rows().prop_map(Step::Write),
+            2 => Just(Step::Flush),
+            1 => Just(Step::Settle),
+            1 => Just(Step::Reopen),
+            1 => (-2..12i64, 0..WINDOW + 3).prop_map(|(first, width)| {
+                Step::Times(first, first + if width % 2 == 0 { width } else { width % 5 })
+            }),
+            1 => proptest::collection::vec(row(), 0..9).prop_map(Step::Keys),
+            1 => Just(Step::Odd),
+        ]
+    }
+
+    /// What `expected` says, of writes and of deletions between them.
+    fn keep(wanted: &mut Vec<Row>, goes: impl Fn(&Row) -> bool) -> u64 {
+        let before = wanted.len();
+        wanted.retain(|row| !goes(row));
+        (before - wanted.len()) as u64
+    }
+
+    fn odd(batch: &RecordBatch) -> Result<BooleanArray> {
+        Ok(read(batch).iter().map(|row| row.int.map(|int| int % 2 != 0)).collect())
+    }
+
+    /// The rows after a deletion, written again as one write, stand for the history so far.
+    fn run(bench: &mut Bench, step: &Step, writes: &mut Vec<Rows>, append_only: bool) {
+        let mut wanted = expected(writes, append_only);
+        let gone = match step {
+            Step::Write(rows) => {
+                bench.write(rows.batch());
+                return writes.push(rows.clone());
+            }
+            Step::Flush => return bench.flush(),
+            Step::Settle => {
+                while bench.compact(100, i64::MAX) {}
+                return;
+            }
+            Step::Reopen => return bench.reopen(),
+            Step::Times(first, last) => {
+                let times = TimeRange { first: *first, last: *last };
+                let gone = keep(&mut wanted, |row| (*first..=*last).contains(&row.time));
+                (gone, delete(bench, &times, None))
+            }
+            Step::Keys(rows) => {
+                let wanted_keys: Vec<Key> = rows.iter().map(Row::key).collect();
+                let rows = Rows { rows: rows.clone(), columns: 0xff }.batch();
+                let keys = keys(&bench.version().table.schema, &rows).unwrap();
+                let gone = keep(&mut wanted, |row| wanted_keys.contains(&row.key()));
+                (gone, delete(bench, &TimeRange::ALL, Some(&keys)))
+            }
+            Step::Odd => {
+                let odd: Predicate = Arc::new(odd);
+                let gone = keep(&mut wanted, |row| row.int.is_some_and(|int| int % 2 != 0));
+                (gone, delete(bench, &TimeRange::ALL, Some(&odd)))
+            }
+        };
+        assert_eq!(gone.0, gone.1);
+        *writes = vec![Rows { rows: wanted, columns: 0xff }];
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn a_table_agrees_with_a_list_of_rows(
+            steps in proptest::collection::vec(step(), 1..24),
+            append_only: bool,
+        ) {
+            let mut bench = Bench::new(append_only);
+            let mut writes = Vec::new();
+            for step in &steps {
+                run(&mut bench, step, &mut writes, append_only);
+                let wanted = expected(&writes, append_only);
+                prop_assert_eq!(&scan(&bench.version(), 7), &wanted, "after {:?}", step);
+            }
+        }
+    }
+
+    fn one(time: i64, int: i64) -> Rows {
+        let row = Row { a: Some("x".into()), b: None, time, float: None, int: Some(int), text: None };
+        Rows { rows: vec![row], columns: 0xff }
+    }
+
+    #[test]
+    fn segments_that_share_rows_are_one_part_and_others_are_left() {
+        let mut bench = Bench::new(false);
+        for (time, int) in [(1, 1), (5, 1), (1, 2), (WINDOW + 1, 1)] {
+            bench.write(one(time, int).batch());
+            bench.flush();
+        }
+        let found = parts(&bench.version(), &TimeRange { first: 1, last: 1 }, &TagFilter::all());
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].stored_rows(), found[0].rows()), (2, None));
+        let found = parts(&bench.version(), &TimeRange::ALL, &TagFilter::all());
+        assert_eq!(found.len(), 3);
+        let other = TagFilter::all().and(0, [Some("y".to_owned())]);
+        assert!(parts(&bench.version(), &TimeRange::ALL, &other).is_empty());
+    }
+
+    #[test]
+    fn a_cancelled_rewrite_leaves_no_file() {
+        let mut bench = Bench::new(false);
+        bench.write(one(1, 1).batch());
+        bench.flush();
+        let part = parts(&bench.version(), &TimeRange::ALL, &TagFilter::all()).remove(0);
+        let files = bench.sim.disk.files().len();
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let error = rewrite(&part, Some(&RowSet::default()), &bench.target, &cancel).unwrap_err();
+        assert_eq!(error.code(), Code::Cancelled);
+        assert_eq!(part.choose(&TimeRange::ALL, None, &cancel).unwrap_err().code(), Code::Cancelled);
+        assert_eq!(bench.sim.disk.files().len(), files);
+    }
+
+    #[test]
+    fn sets_count_each_row_once() {
+        let mut rows = RowSet::default();
+        assert!(rows.insert(3) && rows.insert(64) && !rows.insert(3));
+        assert_eq!((rows.len(), rows.contains(64), rows.contains(65)), (2, true, false));
+        let others: Vec<bool> = rows.others(62, 4).values().iter().collect();
+        assert_eq!(others, [true, true, false, true]);
+    }
+}
