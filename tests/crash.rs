@@ -141,3 +141,97 @@ async fn the_ledger_sees_a_lost_and_a_foreign_batch() {
     assert!(wrong.contains("is lost") && wrong.contains("was never sent"), "{wrong}");
     assert_eq!(wrong.lines().count(), 2, "{wrong}");
 }
+
+const DELETING_KILLS: usize = 24;
+/// Batches that one deletion is about, of which it takes those with an odd number.
+const RANGE: u64 = 12;
+
+/// What is known of a deletion.
+struct Deletion {
+    first: u64,
+    /// It was answered, or its batches were seen to be gone.
+    done: bool,
+}
+
+impl Deletion {
+    fn doomed(&self) -> impl Iterator<Item = u64> {
+        (self.first..self.first + RANGE).filter(|batch| batch % 2 == 1)
+    }
+
+    fn statement(&self, table: &str) -> String {
+        let (first, last) = (self.first, self.first + RANGE - 1);
+        format!("DELETE FROM {table} WHERE batch BETWEEN {first} AND {last} AND batch % 2 = 1")
+    }
+}
+
+/// Deletions beside a writer, killed at any moment: each takes all of its rows or none, what one
+/// took stays away, and no other row goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_rows_stay_away_through_sigkill_and_no_other_row_goes() {
+    let seed = seed();
+    println!("KYMO_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let table = workload::table(0);
+    let mut workload = Workload::new(seed, 0, 1);
+    let (mut written, mut deletions): (u64, Vec<Deletion>) = (0, Vec::new());
+    let mut server = Server::start(options());
+    for kill in 0..DELETING_KILLS {
+        // Whole ranges first, so that what a deletion must take is known.
+        for _ in 0..random.random_range(1..4) * RANGE {
+            server.write(&workload.batch().lines()).await;
+            written += 1;
+        }
+        let running = Arc::new(server);
+        let killer = {
+            let running = Arc::clone(&running);
+            let after = Duration::from_micros(random.random_range(500..60_000));
+            tokio::task::spawn_blocking(move || {
+                let start = Instant::now();
+                while start.elapsed() < after {
+                    std::hint::spin_loop();
+                }
+                kill_process(&running);
+            })
+        };
+        loop {
+            let first = deletions.len() as u64 * RANGE + 1;
+            if first + RANGE > written + 1 {
+                break;
+            }
+            let mut deletion = Deletion { first, done: false };
+            let answer = running.try_sql(&deletion.statement(&table)).await;
+            deletion.done = answer.as_ref().is_ok_and(|answer| answer.status.is_success());
+            deletions.push(deletion);
+            if answer.is_err() {
+                break;
+            }
+        }
+        killer.await.unwrap();
+        server = Arc::into_inner(running).expect("nobody else has it");
+        server.wait(Duration::from_secs(10));
+        server = server.restart();
+        let rows = server.sql(&format!("SELECT DISTINCT batch FROM {table}")).await;
+        let there: std::collections::BTreeSet<u64> =
+            rows.iter().filter_map(|row| row["batch"].as_u64()).collect();
+        for deletion in &mut deletions {
+            let left = deletion.doomed().filter(|batch| there.contains(batch)).count();
+            let whole = deletion.doomed().count();
+            assert!(
+                left == 0 || (left == whole && !deletion.done),
+                "KYMO_TEST_SEED={seed}, after kill {kill}: {left} of {whole} batches from {} are \
+                 there, deletion answered or seen: {}",
+                deletion.first,
+                deletion.done
+            );
+            deletion.done = left == 0;
+        }
+        let gone: std::collections::BTreeSet<u64> =
+            deletions.iter().filter(|each| each.done).flat_map(Deletion::doomed).collect();
+        let kept: std::collections::BTreeSet<u64> =
+            (1..=written).filter(|batch| !gone.contains(batch)).collect();
+        assert_eq!(there, kept, "KYMO_TEST_SEED={seed}, after kill {kill}");
+    }
+    let done = deletions.iter().filter(|each| each.done).count();
+    println!("{DELETING_KILLS} kills, {written} batches, {done} of {} deletions", deletions.len());
+    assert!(done > 0 && deletions.len() > DELETING_KILLS / 4, "hardly anything was deleted");
+}

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Delete, Parse, PluginCommand, Prepare, Query, SessionContext, Write};
+use kymo_kernel::message::{
+    Ddl, Delete, Parse, PluginCommand, Prepare, Query, SessionContext, Write,
+};
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::shutdown::{Budgets, Phase, Report, Shutdown};

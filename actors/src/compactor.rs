@@ -21,7 +21,9 @@ use kymo_kernel::pools::Pools;
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::compact;
-use kymo_kernel::storage::meta::Op;
+use kymo_kernel::storage::expire;
+use kymo_kernel::storage::meta::retention::expired_upto;
+use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::{Code, Result};
 use serde_json::json;
 use tracing::{info, warn};
@@ -185,19 +187,33 @@ async fn merge(
     let began = clock.monotonic();
     let (read, inputs) = (job.bytes(), job.input_ids());
     let target = store.segments().clone();
-    let run = move || compact::run(&job, &target, &cancel, &mut |_| {});
-    let output = pools.background("compact", run).await??;
-    let op = Op::Replace { table: def.id, inputs: inputs.clone(), outputs: vec![output.clone()] };
+    let retention = store.catalog().retention_ns(&def.name);
+    let edge = retention.map(|retention| expired_upto(retention, clock.now_ns()));
+    let edge = edge.filter(|edge| expire::concerns(&job, *edge));
+    let run = move || match edge {
+        Some(edge) => expire::merge(&job, edge, &target, &cancel),
+        None => Ok((Some(compact::run(&job, &target, &cancel, &mut |_| {})?), 0)),
+    };
+    let (output, expired) = pools.background("compact", run).await??;
+    let outputs: Vec<SegmentMeta> = output.into_iter().collect();
+    let (table, gone, came) = (def.id, inputs.clone(), outputs.clone());
+    let op = match retention.filter(|_| edge.is_some()) {
+        Some(retention_ns) => Op::Expire { table, inputs: gone, outputs: came, retention_ns },
+        None => Op::Replace { table, inputs: gone, outputs: came },
+    };
     store.commit_async(vec![op]).await?;
-    let (count, rows, written) = (inputs.len(), output.rows, output.bytes);
-    let outputs = vec![Arc::new(output)];
+    let count = inputs.len();
+    let rows = outputs.iter().map(|output| output.rows).sum::<u64>();
+    let written = outputs.iter().map(|output| output.bytes).sum::<u64>();
+    let outputs = outputs.into_iter().map(Arc::new).collect();
     writers.ports(&def)?.replaced.call(Replaced { inputs, outputs, deleted: None }).await?;
     let metrics = &observe::metrics().store;
     metrics.compactions.inc();
+    metrics.expired_rows.inc_by(expired);
     metrics.compaction_read_bytes.inc_by(read);
     metrics.compaction_written_bytes.inc_by(written);
     metrics.compaction_seconds.observe(clock.monotonic().saturating_sub(began).as_secs_f64());
-    info!(table = %def.name, segments = count, rows, bytes = written, "merged segments");
+    info!(table = %def.name, segments = count, rows, expired, bytes = written, "merged segments");
     Ok(count)
 }
 

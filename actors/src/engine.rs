@@ -28,6 +28,7 @@ use crate::ingest::Ingest;
 use crate::ingest::transform::Transforms;
 use crate::keeper::Keeper;
 use crate::memory::Memory;
+use crate::retention::Retention;
 use crate::writer::{self, Writers};
 
 /// Changes of definitions that may wait.
@@ -54,7 +55,7 @@ struct Inner {
     delete: Port<Delete>,
     transforms: Transforms,
     running: Mutex<Option<Actors>>,
-    background: Mutex<Option<(Running<Compactor>, Running<Keeper>)>>,
+    background: Mutex<Option<(Running<Compactor>, Running<Keeper>, Running<Retention>)>>,
 }
 
 /// Actors live as long as these handles.
@@ -105,6 +106,7 @@ impl Engine {
         let delete = deleter.port(Budget { wait: DDL_WAIT, ..Budget::count(DELETES) });
         let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
         let keeper = start_keeper(supervisor, settings, &store, &writers);
+        let retention = start_retention(supervisor, settings, &store, &writers);
         Ok(Engine(Arc::new(Inner {
             store,
             writers,
@@ -116,7 +118,7 @@ impl Engine {
             delete,
             transforms,
             running: Mutex::new(Some((feed, catalog, ingest, deleter))),
-            background: Mutex::new(Some((compactor, keeper))),
+            background: Mutex::new(Some((compactor, keeper, retention))),
         })))
     }
 
@@ -282,6 +284,18 @@ fn start_compactor(
     supervisor.start(spec, move || {
         Compactor::new(store.clone(), writers.clone(), compaction.clone(), places)
     })
+}
+
+fn start_retention(
+    supervisor: &Supervisor,
+    settings: &Settings,
+    store: &Arc<Store>,
+    writers: &Writers,
+) -> Running<Retention> {
+    let (store, writers) = (store.clone(), writers.clone());
+    let interval = Duration::from_millis(settings.retention.interval_ms.max(1));
+    let spec = Spec::new("retention", "retention").restart(Restart::BACKGROUND);
+    supervisor.start(spec, move || Retention::new(store.clone(), writers.clone(), interval))
 }
 
 fn start_keeper(

@@ -104,7 +104,8 @@ impl Ring {
             && before.table.id == committed.table.id
             && let (Some(times), Some(more)) = (before.deleted, committed.deleted)
         {
-            let both = Committed { deleted: Some(times.union(&more)), ..Committed::clone(&committed) };
+            let both =
+                Committed { deleted: Some(times.union(&more)), ..Committed::clone(&committed) };
             committed = Arc::new(both);
             self.events.pop_back();
         }

@@ -24,6 +24,7 @@ use kymo_kernel::port::Port;
 use kymo_kernel::schema::{SYSTEM_SCHEMA, TableBatch, TableDef, TableOptions, TableSchema};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::log::Record;
+use kymo_kernel::storage::meta::retention::expired_upto;
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -247,6 +248,13 @@ impl Shared {
             None => None,
         };
         let checked = check(rows, known.as_deref())?;
+        let checked = match snapshot.retention_ns(&rows.table) {
+            Some(retention_ns) => {
+                let now = self.store.env().clock.now_ns();
+                checked.without_expired(&rows.table, expired_upto(retention_ns, now))?
+            }
+            None => checked,
+        };
         Ok((known, checked))
     }
 
@@ -315,6 +323,7 @@ impl Shared {
                 options: rejected::options(),
                 if_not_exists: true,
                 create_database: false,
+                retention_ns: None,
             };
             self.catalog.call(ddl).await?;
         }
@@ -379,6 +388,7 @@ fn definition(rows: &TableBatch, checked: &Checked, known: Option<&Known>) -> Dd
             options: TableOptions::default(),
             if_not_exists: true,
             create_database: true,
+            retention_ns: None,
         },
     }
 }

@@ -3,7 +3,8 @@
 //! [`boot`] starts everything and gives the [`System`]. Below it, [`engine`] wires the write
 //! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
-//! [`compactor`] turn them into segments, the [`deleter`] takes rows out again, the [`keeper`] cleans up, and [`memory`] keeps the
+//! [`compactor`] turn them into segments, the [`deleter`] takes rows out again,
+//! [`retention`] lets expired ones go, the [`keeper`] cleans up, and [`memory`] keeps the
 //! account. [`live`] pushes what is committed to subscribers. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
 
 pub mod boot;
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod plugin_manager;
 pub mod plugin_types;
 pub mod query;
+pub mod retention;
 pub mod session;
 pub mod writer;
 

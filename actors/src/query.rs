@@ -31,6 +31,7 @@ mod pgtypes;
 mod plan;
 mod plugin;
 mod provider;
+mod retention;
 mod rewrite;
 mod running;
 mod scan;
@@ -51,7 +52,8 @@ use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Parse, PluginCommand, PluginDone, Prepare, Query, Write,
+    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Parse, PluginCommand, PluginDone, Prepare, Query,
+    Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;

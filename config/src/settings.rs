@@ -50,6 +50,8 @@ section! {
         segment: Segment = Segment::default(),
         /// Merging segments.
         compaction: Compaction = Compaction::default(),
+        /// Letting expired rows go.
+        retention: Retention = Retention::default(),
         /// Limits of querying.
         query: Query = Query::default(),
         /// The PostgreSQL wire protocol.
@@ -236,6 +238,14 @@ section! {
         quiet_ms: u64 = 600_000,
         /// Age at which files that nothing names any more are deleted.
         grace_ms: u64 = 60_000,
+    }
+}
+
+section! {
+    /// Letting expired rows go.
+    Retention {
+        /// How often tables are looked at for segments whose rows are all expired.
+        interval_ms: u64 = 60_000,
     }
 }
 

@@ -125,6 +125,7 @@ impl Rules<'_> {
             ("segment.row_group_rows", s.segment.row_group_rows as u64),
             ("compaction.interval_ms", s.compaction.interval_ms),
             ("compaction.target_bytes", s.compaction.target_bytes),
+            ("retention.interval_ms", s.retention.interval_ms),
             ("query.max_running", s.query.max_running as u64),
             ("query.memory_bytes", s.query.memory_bytes),
             ("query.max_sql_bytes", s.query.max_sql_bytes),

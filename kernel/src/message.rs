@@ -198,6 +198,9 @@ pub enum Ddl {
         if_not_exists: bool,
         /// Create the database too where it is missing.
         create_database: bool,
+        /// For how many nanoseconds its rows are kept; zero means for ever, `None` as long as the
+        /// database says.
+        retention_ns: Option<i64>,
     },
     /// Adds the columns of `schema` that the table lacks; those that exist must agree.
     AddColumns {
@@ -213,10 +216,26 @@ pub enum Ddl {
         /// Succeed silently where it does not exist.
         if_exists: bool,
     },
+    /// Sets for how long rows are kept. Rows older than that are gone at once for whoever asks.
+    SetRetention {
+        /// What it is set for; it must exist.
+        of: Kept,
+        /// Nanoseconds, one second or more; zero means for ever, `None` takes back what was set.
+        retention_ns: Option<i64>,
+    },
     /// Creates or replaces an account.
     PutUser(User),
     /// Changes plugins; asked by their manager only.
     Plugin(PluginDdl),
+}
+
+/// What a retention is set for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// All tables of a database that say nothing themselves.
+    Database(String),
+    /// One table.
+    Table(TableName),
 }
 
 impl Message for Ddl {

@@ -7,6 +7,7 @@
 //! | [`memtable`], [`late`], [`interner`] | rows in memory |
 //! | [`sort`], [`merge`], [`overlap`], [`key`] | order by series and time, last write wins |
 //! | [`segment`], [`compact`], [`delete`] | Parquet files, merging them, taking rows out |
+//! | [`expire`] | letting expired rows go |
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
@@ -54,6 +55,7 @@ pub mod committer;
 pub mod compact;
 pub mod components;
 pub mod delete;
+pub mod expire;
 pub mod frame;
 pub mod interner;
 pub mod journal;

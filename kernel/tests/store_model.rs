@@ -3,8 +3,9 @@
 //!
 //! Checked are W1 (what was acknowledged survives), W2 (a batch is there whole or not at all,
 //! also one with rows of two tables),
-//! W3 (recovery refuses a gap in the log), V2 (flush and merge keep the rows) and M1 (every
-//! segment and component that the metadata names can be read). What was not acknowledged may
+//! W3 (recovery refuses a gap in the log), V2 (flush and merge keep the rows), R1 (what expires
+//! takes no other row along), M1 (every segment and component that the metadata names can be
+//! read), and that a deletion takes its rows for good or not at all. What was not acknowledged may
 //! survive a crash, but only in the order of the log.
 //!
 //! `KYMO_SEED=n` replays one seed and prints what it does; `KYMO_SEEDS=n` sets how many run.
@@ -63,6 +64,8 @@ fn the_store_agrees_with_the_model_after_every_crash() {
         seen.pairs,
         seen.flushes,
         seen.merges,
+        seen.deletes,
+        seen.expiries,
         seen.installs,
         seen.poisons,
         seen.survivors,

@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 
 use kymo_kernel::ids::{ColumnId, TableId};
-use kymo_kernel::message::Ddl;
+use kymo_kernel::message::{Ddl, Kept};
 use kymo_kernel::schema::{
-    Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema, check_name,
-    check_space,
+    Column, ColumnKind, FieldType, SYSTEM_SCHEMA, TableDef, TableName, TableOptions, TableSchema,
+    check_name, check_space,
 };
+use kymo_kernel::storage::meta::retention::RetentionOf;
 use kymo_kernel::storage::meta::{Op, Snapshot};
 use kymo_kernel::{Code, Error, Result};
 
@@ -57,7 +58,14 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
             create_database(snapshot, name, *if_not_exists)
         }
         Ddl::DropDatabase { name, if_exists } => drop_database(snapshot, name, *if_exists),
-        Ddl::CreateTable { name, schema, options, if_not_exists, create_database } => {
+        Ddl::CreateTable {
+            name,
+            schema,
+            options,
+            if_not_exists,
+            create_database,
+            retention_ns,
+        } => {
             if let Some(existing) = snapshot.table(name) {
                 if *if_not_exists {
                     return Ok(Plan { table: Some(existing.def.id), ..Plan::default() });
@@ -65,8 +73,15 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
                 return Err(Error::new(Code::AlreadyExists, format!("table {name} exists"))
                     .with_hint("use CREATE TABLE IF NOT EXISTS, or another name"));
             }
-            create_table(snapshot, name, schema, options, *create_database, limits)
+            let mut plan = create_table(snapshot, name, schema, options, *create_database, limits)?;
+            if let (Some(table), Some(retention_ns)) = (plan.table, *retention_ns) {
+                check_retention(retention_ns)?;
+                let of = RetentionOf::Table(table);
+                plan.ops.push(Op::SetRetention { of, retention_ns: Some(retention_ns) });
+            }
+            Ok(plan)
         }
+        Ddl::SetRetention { of, retention_ns } => set_retention(snapshot, of, *retention_ns),
         Ddl::AddColumns { table, schema } => add_columns(snapshot, *table, schema, limits),
         Ddl::DropTable { name, if_exists } => drop_table(snapshot, name, *if_exists),
         Ddl::PutUser(user) => {
@@ -118,9 +133,13 @@ fn drop_table(snapshot: &Snapshot, name: &TableName, if_exists: bool) -> Result<
             Ok(Plan { ops: vec![Op::DropTable { table: id }], table: None, dropped: vec![id] })
         }
         None if if_exists => Ok(Plan::default()),
-        None => Err(Error::new(Code::TableNotFound, format!("table {name} does not exist"))
-            .with_hint("SHOW TABLES lists the tables that do")),
+        None => Err(no_table(name)),
     }
+}
+
+fn no_table(name: &TableName) -> Error {
+    Error::new(Code::TableNotFound, format!("table {name} does not exist"))
+        .with_hint("SHOW TABLES lists the tables that do")
 }
 
 fn create_table(
@@ -166,6 +185,32 @@ fn create_table(
         },
     });
     Ok(Plan { ops, table: Some(id), dropped: Vec::new() })
+}
+
+fn set_retention(snapshot: &Snapshot, of: &Kept, retention_ns: Option<i64>) -> Result<Plan> {
+    retention_ns.map_or(Ok(()), check_retention)?;
+    let of = match of {
+        Kept::Database(name) if snapshot.databases.contains(name) => {
+            RetentionOf::Database(name.clone())
+        }
+        Kept::Database(name) => return Err(no_database(name)),
+        Kept::Table(name) if name.schema == SYSTEM_SCHEMA => {
+            let text = format!("table {name} is one of Kymo's own and has no retention");
+            return Err(Error::new(Code::InvalidInput, text));
+        }
+        Kept::Table(name) => {
+            let table = snapshot.table(name).ok_or_else(|| no_table(name))?;
+            RetentionOf::Table(table.def.id)
+        }
+    };
+    Ok(Plan { ops: vec![Op::SetRetention { of, retention_ns }], ..Plan::default() })
+}
+
+fn check_retention(retention_ns: i64) -> Result<()> {
+    if retention_ns == 0 || retention_ns >= 1_000_000_000 {
+        return Ok(());
+    }
+    Err(Error::new(Code::InvalidInput, "a retention is at least one second"))
 }
 
 fn add_columns(
@@ -299,6 +344,7 @@ mod tests {
             options: TableOptions::default(),
             if_not_exists,
             create_database: false,
+            retention_ns: None,
         }
     }
 
@@ -318,6 +364,31 @@ mod tests {
         assert_eq!(again, Plan { table: Some(def.id), ..Plan::default() });
         let refused = plan(&snapshot, &create("cpu", false), LIMITS).unwrap_err();
         assert_eq!(refused.code(), Code::AlreadyExists);
+    }
+
+    #[test]
+    fn a_retention_is_set_with_its_table_or_later() {
+        let mut ddl = create("cpu", false);
+        if let Ddl::CreateTable { retention_ns, .. } = &mut ddl {
+            *retention_ns = Some(5_000_000_000);
+        }
+        let snapshot = after(&Snapshot::default(), &ddl);
+        let cpu = TableName::new("kymo", "cpu");
+        assert_eq!(snapshot.retention_ns(&cpu), Some(5_000_000_000));
+        let set = |of, retention_ns| Ddl::SetRetention { of, retention_ns };
+        let (table, all) = (Kept::Table(cpu.clone()), Kept::Database("kymo".to_owned()));
+        let snapshot = after(&snapshot, &set(table.clone(), None));
+        assert_eq!(snapshot.retention_ns(&cpu), None);
+        let snapshot = after(&snapshot, &set(all, Some(7_000_000_000)));
+        assert_eq!(snapshot.retention_ns(&cpu), Some(7_000_000_000));
+        assert_eq!(snapshot.retention_ns(&TableName::new("kymo", "new")), Some(7_000_000_000));
+        let code = |ddl| plan(&snapshot, &ddl, LIMITS).unwrap_err().code();
+        assert_eq!(code(set(table, Some(5))), Code::InvalidInput);
+        assert_eq!(code(set(Kept::Database("d".to_owned()), None)), Code::DatabaseNotFound);
+        let nothing = Kept::Table(TableName::new("kymo", "nothing"));
+        assert_eq!(code(set(nothing, None)), Code::TableNotFound);
+        let own = TableName { schema: SYSTEM_SCHEMA.to_owned(), ..cpu };
+        assert_eq!(code(set(Kept::Table(own), None)), Code::InvalidInput);
     }
 
     #[test]
@@ -372,6 +443,7 @@ mod tests {
                 options: TableOptions::default(),
                 if_not_exists: false,
                 create_database: false,
+                retention_ns: None,
             };
             let error = plan(&Snapshot::default(), &ddl, LIMITS).unwrap_err();
             assert_eq!(error.code(), Code::InvalidInput, "{columns:?}");

@@ -431,6 +431,7 @@ async fn rejected_table(life: &Life) -> std::sync::Arc<TableDef> {
         options: rejected::options(),
         if_not_exists: true,
         create_database: false,
+        retention_ns: None,
     };
     life.engine.ddl().call(ddl).await.unwrap().table.unwrap()
 }

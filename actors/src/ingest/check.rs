@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute;
-use arrow::datatypes::{DataType, FieldRef, Schema};
+use arrow::datatypes::{DataType, FieldRef, Schema, TimestampNanosecondType};
 use kymo_kernel::ids::ColumnId;
 use kymo_kernel::message::RejectedRow;
-use kymo_kernel::schema::{Column, ColumnKind, FieldType, TIME, TableBatch, TableDef, TableSchema};
+use kymo_kernel::schema::{
+    Column, ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, TableSchema,
+};
 use kymo_kernel::{Code, Error, Result};
 
 /// A table's definition with what checking many batches against it needs.
@@ -125,6 +127,39 @@ impl Checked {
         let (batch, lines) = keep(&known, &self.lines, &BooleanArray::from(refused))?;
         Ok(Checked { batch, lines, rejected: self.rejected, missing: Vec::new() })
     }
+}
+
+impl Checked {
+    /// Leaves out rows that the table would not show, because they are older than it keeps rows.
+    ///
+    /// # Errors
+    /// `internal` only.
+    pub fn without_expired(mut self, table: &TableName, edge: i64) -> Result<Checked> {
+        let schema = self.batch.schema();
+        let time =
+            schema.fields().iter().position(|field| ColumnKind::of(field) == ColumnKind::Time);
+        let times =
+            time.and_then(|at| self.batch.column(at).as_primitive_opt::<TimestampNanosecondType>());
+        let Some(times) = times else { return Ok(self) };
+        if times.values().iter().all(|time| *time > edge) {
+            return Ok(self);
+        }
+        let expired: Vec<bool> = times.values().iter().map(|time| *time <= edge).collect();
+        let error = expired_row(table);
+        for (row, _) in expired.iter().enumerate().filter(|(_, expired)| **expired) {
+            let line = self.lines.get(row).copied().unwrap_or(0);
+            self.rejected.push(RejectedRow { line, error: error.clone() });
+        }
+        self.rejected.sort_by_key(|row| row.line);
+        (self.batch, self.lines) = keep(&self.batch, &self.lines, &BooleanArray::from(expired))?;
+        Ok(self)
+    }
+}
+
+fn expired_row(table: &TableName) -> Error {
+    let text = format!("the time is older than table {table} keeps rows");
+    Error::new(Code::OutOfRange, text)
+        .with_hint("write newer rows, or keep them longer: ALTER TABLE … SET (retention = '…')")
 }
 
 /// The rows, and their lines, that are not refused.

@@ -381,13 +381,46 @@ fn a_token_of_other_data_begins_anew_and_says_so() {
     house.run(async |system| {
         numbers(&system).await;
         put(&system, 0..5).await;
-        for token in ["99.0.1.1", "1.0.99.1", "1.0.0.1", "1.0.1.0.5"] {
+        for token in ["99.0.1.1.0", "1.0.99.1.0", "1.0.0.1.0", "1.0.1.0.0.5"] {
             let token = token.parse().unwrap();
             let mut subscription = follow(&system, CHANGES, Some(token)).await.unwrap();
             let mut client = Client::default();
             client.until(&mut subscription, "end").await;
             client.has_each_once(0..5);
             assert_eq!(client.notices, ["started", "resync", "snapshot", "end"], "{token}");
+        }
+    });
+}
+
+#[test]
+fn a_deletion_voids_what_clients_have() {
+    let house = House::new(|_| {});
+    house.run(async |system| {
+        numbers(&system).await;
+        put(&system, 0..5).await;
+        let mut subscription = follow(&system, ALL, None).await.unwrap();
+        let mut client = Client::default();
+        client.until(&mut subscription, "end").await;
+        let before = client.token;
+        sql(&system, "DELETE FROM cpu WHERE value = 3").await.unwrap();
+        client.until(&mut subscription, "resync").await;
+        client.until(&mut subscription, "end").await;
+        assert_eq!(client.rows, ["0.0", "1.0", "2.0", "4.0"]);
+        put(&system, 5..7).await;
+        client.until_rows(&mut subscription, 6).await;
+        drop(subscription);
+        // Who was away meanwhile learns of it, and who was away later goes on.
+        for (token, notices) in [
+            (before, &["started", "resync", "snapshot", "end"][..]),
+            (client.token, &["resumed", "insert"][..]),
+        ] {
+            let mut subscription = follow(&system, ALL, token).await.unwrap();
+            let mut back = Client::default();
+            if token == client.token {
+                put(&system, 7..8).await;
+            }
+            back.until(&mut subscription, notices[notices.len() - 1]).await;
+            assert_eq!(back.notices, notices);
         }
     });
 }

@@ -71,7 +71,16 @@ mod tests {
             let token = Token { table: TableId(7), position, deletions: 2, rows };
             assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
         }
-        for text in ["", "7", "7.0.3", "7.0.3.1", "7.0.3.1.x", "7.0.3.1.0.2.3", "7.70000.3.1.0", "-1.0.3.1.0"] {
+        for text in [
+            "",
+            "7",
+            "7.0.3",
+            "7.0.3.1",
+            "7.0.3.1.x",
+            "7.0.3.1.0.2.3",
+            "7.70000.3.1.0",
+            "-1.0.3.1.0",
+        ] {
             assert_eq!(text.parse::<Token>().unwrap_err().code(), Code::InvalidInput, "{text}");
         }
     }

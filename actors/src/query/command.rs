@@ -121,8 +121,20 @@ pub(crate) enum Define {
         /// `IF EXISTS`.
         if_exists: bool,
     },
+    /// How long rows are kept.
+    Retention(Retained),
     /// Plugins, their functions and transforms.
     Manage(Box<Manage>),
+}
+
+/// What keeps its rows for how many nanoseconds; zero means for ever, `None` takes back what was
+/// set.
+#[derive(Debug, Clone)]
+pub(crate) enum Retained {
+    /// A table, as written.
+    Table(PartialName, Option<i64>),
+    /// A database.
+    Database(String, Option<i64>),
 }
 
 /// The table of a `CREATE TABLE`.
@@ -134,6 +146,8 @@ pub(crate) struct NewTable {
     pub(crate) schema: TableSchema,
     /// Its options.
     pub(crate) options: TableOptions,
+    /// For how many nanoseconds its rows are kept, if said; zero means for ever.
+    pub(crate) retention_ns: Option<i64>,
     /// `IF NOT EXISTS`.
     pub(crate) if_not_exists: bool,
     /// Why no table can have these columns, told once it is known that none exists yet.

@@ -18,10 +18,14 @@ use kymo_kernel::{Code, Error, Result};
 use super::command::{Define, NewTable};
 use super::duration::Span;
 use super::parse::Failure;
+use super::retention;
 use super::utility::{name, table_name, take, word_is};
 
 /// Reads a change of definitions; `None` if it is something else.
 pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
+    if let Some(retained) = retention::read(parser)? {
+        return Ok(Some(Define::Retention(retained)));
+    }
     let (first, second) = (parser.peek_token(), parser.peek_nth_token(1));
     let (create, drop) = (word_is(&first.token, "CREATE"), word_is(&first.token, "DROP"));
     if !create && !drop {
@@ -104,13 +108,13 @@ fn create_table(parser: &mut Parser) -> Result<NewTable, Failure> {
         }
     }
     parser.expect_token(&Token::RParen)?;
-    let options = options(parser)?;
+    let Options { table: options, retention_ns } = options(parser)?;
     let (schema, flaw) = match settle(drafts) {
         Ok(schema) => (schema, None),
         Err(flaw) if if_not_exists => (TableSchema { version: 0, columns: Vec::new() }, Some(flaw)),
         Err(flaw) => return Err(flaw.into()),
     };
-    Ok(NewTable { name, schema, options, if_not_exists, flaw })
+    Ok(NewTable { name, schema, options, retention_ns, if_not_exists, flaw })
 }
 
 /// One element between the parentheses: a column or a constraint.
@@ -384,9 +388,16 @@ fn settle_kind(column: &mut Draft, key: &[String], time: &str) -> Result<()> {
     Ok(())
 }
 
+/// What `WITH` says.
+#[derive(Default)]
+struct Options {
+    table: TableOptions,
+    retention_ns: Option<i64>,
+}
+
 /// `WITH (name = value, …)`.
-fn options(parser: &mut Parser) -> Result<TableOptions, Failure> {
-    let mut options = TableOptions::default();
+fn options(parser: &mut Parser) -> Result<Options, Failure> {
+    let mut options = Options::default();
     if !take(parser, "WITH") {
         return Ok(options);
     }
@@ -415,8 +426,10 @@ fn options(parser: &mut Parser) -> Result<TableOptions, Failure> {
     Ok(options)
 }
 
-fn apply_option(options: &mut TableOptions, name: &str, value: &str) -> Result<()> {
+fn apply_option(given: &mut Options, name: &str, value: &str) -> Result<()> {
+    let options = &mut given.table;
     match name {
+        "retention" => given.retention_ns = Some(retention::length(value)?),
         "append_only" | "append_mode" => options.append_only = boolean(name, value)?,
         "window" => {
             let nanos = Span::parse(value)?.fixed_nanos();
@@ -427,7 +440,7 @@ fn apply_option(options: &mut TableOptions, name: &str, value: &str) -> Result<(
         }
         other => {
             return Err(Error::new(Code::InvalidInput, format!("unknown table option {other:?}"))
-                .with_hint("options: append_only, window"));
+                .with_hint("options: append_only, window, retention"));
         }
     }
     Ok(())
@@ -444,7 +457,12 @@ fn boolean(name: &str, value: &str) -> Result<bool> {
 }
 
 /// The statement that would make a table again.
-pub(crate) fn create_statement(name: &str, schema: &TableSchema, options: &TableOptions) -> String {
+pub(crate) fn create_statement(
+    name: &str,
+    schema: &TableSchema,
+    options: &TableOptions,
+    retention_ns: Option<i64>,
+) -> String {
     let columns: Vec<String> = schema
         .columns
         .iter()
@@ -459,10 +477,11 @@ pub(crate) fn create_statement(name: &str, schema: &TableSchema, options: &Table
         .collect();
     let window = options.window_ns / 1_000_000_000;
     format!(
-        "CREATE TABLE {} (\n{}\n) WITH (append_only = {}, window = '{window}s')",
+        "CREATE TABLE {} (\n{}\n) WITH (append_only = {}, window = '{window}s'{})",
         quoted(name),
         columns.join(",\n"),
-        options.append_only
+        options.append_only,
+        retention::option(retention_ns)
     )
 }
 
@@ -593,8 +612,11 @@ mod tests {
     #[test]
     fn the_statement_shown_makes_the_same_table() {
         let made = table("CREATE TABLE \"My t\" (\"Host\" TAG, u BIGINT UNSIGNED, time TIMESTAMP) WITH (append_only = true)").unwrap();
-        let text = create_statement("My t", &made.schema, &made.options);
-        let again = table(&text).unwrap();
-        assert_eq!((again.schema, again.options), (made.schema, made.options));
+        for retention in [None, Some(0), Some(36 * 3_600_000_000_000)] {
+            let text = create_statement("My t", &made.schema, &made.options, retention);
+            let again = table(&text).unwrap();
+            assert_eq!((&again.schema, &again.options), (&made.schema, &made.options));
+            assert_eq!(again.retention_ns, retention);
+        }
     }
 }

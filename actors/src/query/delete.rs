@@ -10,18 +10,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{
-    ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt64Array,
-};
+use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt64Array};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Column, DataFusionError, TableReference};
+use datafusion::common::{Column, DataFusionError, ScalarValue, TableReference};
 use datafusion::datasource::{TableType, provider_as_source, source_as_provider};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::session_state::SessionState;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown,
+    Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, lit,
 };
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
@@ -51,7 +49,7 @@ use super::parse::{DIALECT, Failure, unsupported};
 use super::plugin::Lending;
 use super::provider::KymoTable;
 use super::running::Limits;
-use super::{Tables, live, show};
+use super::{Tables, live, retention, show};
 
 /// The column of numbers. No column of a table may have a control character in its name.
 const ROW: &str = "\u{1}row";
@@ -153,8 +151,12 @@ impl<'a> Meant<'a> {
         }
     }
 
-    /// The plan that answers the numbers of the rows.
-    fn numbered(&self, table: Arc<Numbered>) -> Result<LogicalPlan, DataFusionError> {
+    /// The plan that answers the numbers of the rows, of those after an edge.
+    fn numbered(
+        &self,
+        table: Arc<Numbered>,
+        edge: Option<i64>,
+    ) -> Result<LogicalPlan, DataFusionError> {
         let source = provider_as_source(table);
         let mut plan = LogicalPlanBuilder::scan(self.name.clone(), source, None)?;
         if let Some(alias) = self.alias {
@@ -164,6 +166,11 @@ impl<'a> Meant<'a> {
             plan = plan.filter(condition.clone())?;
         }
         let table = self.alias.unwrap_or(self.name).clone();
+        if let (Some(edge), Ok(time)) = (edge, self.def.schema.time()) {
+            let edge = ScalarValue::TimestampNanosecond(Some(edge), Some("+00:00".into()));
+            let time = Expr::Column(Column::new(Some(table.clone()), &time.name));
+            plan = plan.filter(time.gt(lit(edge)))?;
+        }
         plan.project([Expr::Column(Column::new(Some(table), ROW))])?.build()
     }
 }
@@ -213,14 +220,19 @@ impl Engine {
         let plan = job.limits.race(self.bound_or_explained(&state, lending.as_ref(), job)).await?;
         let def = Meant::of(&plan)?.def;
         let optimized = state.optimize(&plan).map_err(from_engine)?;
-        let (times, rows) = match only_times(&optimized, &def.schema) {
+        // What is expired is not there any more for whoever looks.
+        let edge = retention::edge(&self.tables().catalog(), &def.name, &state);
+        let (mut times, rows) = match only_times(&optimized, &def.schema) {
             Some(times) => (times, Doomed::All),
             None => {
                 let (engine, limits, gone) = (self.clone(), job.limits.clone(), gone.clone());
-                let query = Query { engine, state, lending, plan, limits, gone };
+                let query = Query { engine, state, lending, plan, edge, limits, gone };
                 (TimeRange::ALL, Doomed::Chosen(Arc::new(Condition(Arc::new(query)))))
             }
         };
+        if let Some(edge) = edge {
+            times.first = times.first.max(edge.saturating_add(1));
+        }
         let cancel = CancelToken::new();
         let delete = Delete { table: def.id, times, rows, count: true, cancel };
         let deleted = self.remove(delete, &job.limits).await?;
@@ -275,6 +287,7 @@ struct Query {
     state: SessionState,
     lending: Option<Arc<Lending>>,
     plan: LogicalPlan,
+    edge: Option<i64>,
     limits: Limits,
     gone: Gone,
 }
@@ -298,7 +311,8 @@ impl Query {
         let now = self.engine.tables().clone();
         let pinned: Arc<dyn Tables> = Arc::new(Pinned { now, version });
         let plan = live::pinned(self.plan.clone(), &pinned)?;
-        let plan = Meant::of(&plan)?.numbered(numbered.clone()).map_err(from_engine)?;
+        let plan = Meant::of(&plan)?.numbered(numbered.clone(), self.edge);
+        let plan = plan.map_err(from_engine)?;
         let run = self.engine.run_plan(self.state.clone(), self.lending.as_ref(), plan, &self.gone);
         let (state, mut rows) = self.limits.race(run).await?;
         let memory = MemoryConsumer::new("rows to delete");
@@ -319,7 +333,8 @@ impl Query {
 
 /// Sorts numbers by the parts that they tell.
 fn gather(batch: &RecordBatch, chosen: &mut Vec<RowSet>) {
-    let Some(numbers) = batch.columns().first().and_then(|all| all.as_primitive_opt::<UInt64Type>())
+    let Some(numbers) =
+        batch.columns().first().and_then(|all| all.as_primitive_opt::<UInt64Type>())
     else {
         return;
     };
@@ -462,7 +477,8 @@ impl PartitionStream for Share {
     fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (output, batch_rows) = (self.output.clone(), self.batch_rows);
         let parts = self.parts.clone().into_iter();
-        let batches = parts.flat_map(move |(number, part)| rows(number, &part, &output, batch_rows));
+        let batches =
+            parts.flat_map(move |(number, part)| rows(number, &part, &output, batch_rows));
         let schema = self.output.clone();
         Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batches)))
     }

@@ -17,8 +17,8 @@ use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable, SessionContext,
-    SettingChange, Statement,
+    Ddl, Kept, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable,
+    SessionContext, SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools};
@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::allow::{administrator, writable};
 use super::catalog::{Databases, Sources};
-use super::command::{Command, Define, PartialName, Planned};
+use super::command::{Command, Define, PartialName, Planned, Retained};
 use super::context::Caller;
 use super::error::{as_written, from_engine};
 use super::functions::Bounds;
@@ -378,6 +378,7 @@ impl Engine {
                     options: new.options.clone(),
                     if_not_exists: new.if_not_exists,
                     create_database: false,
+                    retention_ns: new.retention_ns,
                 };
                 let made = self.changes.ddl(ddl).await;
                 made.map_err(|error| as_written(error, &name, &new.name))?;
@@ -404,6 +405,16 @@ impl Engine {
                 }
                 let (name, if_exists) = (name.clone(), *if_exists);
                 self.changes.ddl(Ddl::DropDatabase { name, if_exists }).await?;
+            }
+            Define::Retention(Retained::Table(written, retention_ns)) => {
+                let (name, retention_ns) = (full(written), *retention_ns);
+                let ddl = Ddl::SetRetention { of: Kept::Table(name.clone()), retention_ns };
+                let set = self.changes.ddl(ddl).await;
+                set.map_err(|error| as_written(error, &name, written))?;
+            }
+            Define::Retention(Retained::Database(name, retention_ns)) => {
+                let (of, retention_ns) = (Kept::Database(name.clone()), *retention_ns);
+                self.changes.ddl(Ddl::SetRetention { of, retention_ns }).await?;
             }
             Define::Manage(manage) => self.manage(manage, session).await?,
         }

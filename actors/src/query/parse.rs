@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Toke
 use kymo_kernel::message::Statement;
 use kymo_kernel::{Code, Error, Result};
 
-use super::command::{Command, Cursor, Define, Parsed, Planned};
+use super::command::{Command, Cursor, Define, Parsed, Planned, Retained};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
@@ -250,6 +250,8 @@ fn command(
             Define::DropTable { .. } => "DROP TABLE",
             Define::CreateDatabase { .. } => "CREATE DATABASE",
             Define::DropDatabase { .. } => "DROP DATABASE",
+            Define::Retention(Retained::Table(..)) => "ALTER TABLE",
+            Define::Retention(Retained::Database(..)) => "ALTER DATABASE",
             Define::Manage(_) => "ALTER PLUGIN",
         };
         return Ok((verb, Command::Define(define)));
@@ -450,6 +452,8 @@ mod tests {
             "WITH x AS (DELETE FROM t) SELECT * FROM x",
             "EXPLAIN DELETE FROM t",
             "TRUNCATE IF EXISTS t",
+            "ALTER TABLE t RENAME TO u",
+            "ALTER TABLE t SET SCHEMA u",
             "SELECT 1 INTO t",
             "WITH x AS (INSERT INTO t VALUES (1)) SELECT * FROM x",
             "EXPLAIN COPY (SELECT 1) TO '/tmp/x'",
@@ -484,6 +488,9 @@ mod tests {
             ("EXPLAIN TABLE t", "EXPLAIN"),
             ("WITH a AS (SELECT 1) SELECT * FROM a", "SELECT"),
             ("insert into t values (1)", "INSERT"),
+            ("ALTER TABLE t SET (retention = '30d')", "ALTER TABLE"),
+            ("alter table a.t reset (retention)", "ALTER TABLE"),
+            ("ALTER DATABASE d SET (retention = 'forever')", "ALTER DATABASE"),
             ("delete from t", "DELETE"),
             ("DELETE FROM a.t AS x WHERE x.v > (SELECT avg(v) FROM u)", "DELETE"),
             ("truncate t", "TRUNCATE TABLE"),

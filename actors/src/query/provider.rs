@@ -23,6 +23,7 @@ use kymo_kernel::schema::{ColumnKind, TableBatch, TableDef};
 use kymo_kernel::{Code, Error};
 
 use super::filter::{Wanted, understood};
+use super::retention;
 use super::scan::TsScanExec;
 use super::{Changes, Tables};
 
@@ -121,10 +122,26 @@ impl TableProvider for KymoTable {
         // The version may know more columns than the plan; places in the plan's schema are
         // found again by id.
         let projection = self.places(projection, &version.table)?;
-        let wanted = Wanted::of(&version.table.schema, filters);
+        let mut wanted = Wanted::of(&version.table.schema, filters);
+        let edge = retention::edge(&self.tables.catalog(), &self.def.name, state);
+        if let Some(edge) = edge {
+            wanted.time.first = wanted.time.first.max(edge.saturating_add(1));
+        }
         let partitions = state.config().target_partitions();
-        let scan = TsScanExec::new(version, self.snapshot, projection, &wanted, limit, partitions)?;
-        Ok(Arc::new(scan))
+        let scan = |projection, limit| {
+            let version = version.clone();
+            TsScanExec::new(version, self.snapshot, projection, &wanted, limit, partitions)
+        };
+        match edge.filter(|edge| retention::straddles(&version, *edge)) {
+            None => Ok(Arc::new(scan(projection, limit)?)),
+            Some(edge) => {
+                let output = Arc::new(version.table.schema.arrow().project(&projection)?);
+                let columns = version.table.schema.columns.iter();
+                let time = columns.clone().position(|column| column.kind == ColumnKind::Time);
+                let with_time = projection.into_iter().chain(time).collect();
+                retention::cut(Arc::new(scan(with_time, None)?), edge, &output, limit)
+            }
+        }
     }
 
     async fn insert_into(

@@ -40,7 +40,8 @@ pub(super) fn rows(
         Show::Columns(name) => columns(name, session, snapshot),
         Show::CreateTable(name) => {
             let def = find(name, session, snapshot)?;
-            let text = ddl::create_statement(&def.name.table, &def.schema, &def.options);
+            let own = snapshot.retentions.tables.get(&def.id).copied();
+            let text = ddl::create_statement(&def.name.table, &def.schema, &def.options, own);
             table(
                 &["table_name", "create_table"],
                 vec![vec![Some(def.name.table.clone()), Some(text)]],

@@ -23,6 +23,7 @@ use kymo_kernel::schema::{SYSTEM_SCHEMA, time_type};
 use super::Tables;
 use super::allow::{HIDDEN, sees};
 use super::context::Caller;
+use super::retention;
 use super::running::Running;
 
 mod plugins;
@@ -239,6 +240,7 @@ static TABLES: &[SystemTable] = &[
             ("segment_bytes", Kind::Number),
             ("first_time", Kind::Time),
             ("last_time", Kind::Time),
+            ("retention", Kind::Text),
         ],
         rows: tables,
     },
@@ -394,6 +396,7 @@ fn tables(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
             number(bytes),
             at(|time| time.first),
             at(|time| time.last),
+            snapshot.retention_ns(name).map_or(Cell::Null, |ns| Cell::Text(retention::shown(ns))),
         ])
     };
     snapshot.names.iter().filter_map(row).collect()

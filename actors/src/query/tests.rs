@@ -8,6 +8,7 @@ mod limits;
 mod meaning;
 mod plugins;
 mod privileges;
+mod retention;
 mod scans;
 mod transforms;
 

@@ -124,6 +124,12 @@ families! {
         deleted_rows: IntCounter = "kymo_store_deleted_rows_total",
         /// Time of a deletion.
         delete_seconds: Histogram = "kymo_store_delete_seconds" buckets SLOW,
+        /// Rows that retention removed, counting each time that a row was written.
+        expired_rows: IntCounter = "kymo_store_expired_rows_total",
+        /// Segments that retention removed whole.
+        expired_segments: IntCounter = "kymo_store_expired_segments_total",
+        /// Bytes of those segments.
+        expired_bytes: IntCounter = "kymo_store_expired_bytes_total",
         /// Files deleted because nothing named them any more.
         deleted_files: IntCounter = "kymo_store_deleted_files_total",
     }

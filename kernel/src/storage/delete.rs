@@ -392,7 +392,8 @@ mod tests {
     }
 
     fn one(time: i64, int: i64) -> Rows {
-        let row = Row { a: Some("x".into()), b: None, time, float: None, int: Some(int), text: None };
+        let row =
+            Row { a: Some("x".into()), b: None, time, float: None, int: Some(int), text: None };
         Rows { rows: vec![row], columns: 0xff }
     }
 
@@ -423,7 +424,10 @@ mod tests {
         cancel.cancel();
         let error = rewrite(&part, Some(&RowSet::default()), &bench.target, &cancel).unwrap_err();
         assert_eq!(error.code(), Code::Cancelled);
-        assert_eq!(part.choose(&TimeRange::ALL, None, &cancel).unwrap_err().code(), Code::Cancelled);
+        assert_eq!(
+            part.choose(&TimeRange::ALL, None, &cancel).unwrap_err().code(),
+            Code::Cancelled
+        );
         assert_eq!(bench.sim.disk.files().len(), files);
     }
 

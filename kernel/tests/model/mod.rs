@@ -10,7 +10,7 @@ use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::digest::Digest;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
-use kymo_kernel::ids::{ColumnId, Position, Seq, TableId};
+use kymo_kernel::ids::{ColumnId, Position, SegmentId, Seq, TableId};
 use kymo_kernel::message::Durability;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::schema::{
@@ -19,14 +19,17 @@ use kymo_kernel::schema::{
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::compact;
 use kymo_kernel::storage::log::{Record, RecordGroup};
-use kymo_kernel::storage::meta::Op;
-use kymo_kernel::storage::version::TableState;
+use kymo_kernel::storage::meta::retention::{RetentionOf, expired_upto};
+use kymo_kernel::storage::meta::{Op, SegmentMeta};
+use kymo_kernel::storage::segment::TagFilter;
+use kymo_kernel::storage::version::{TableState, Version};
+use kymo_kernel::storage::{delete, expire};
 use kymo_kernel::{Error, Result};
 use parking_lot::Mutex;
 
 mod rows;
 
-use rows::{Content, Row, batch, content, expected};
+use rows::{Condition, Content, Event, Row, batch, content, expected, unexpired};
 
 /// Something the store did that it must not do.
 #[derive(Debug)]
@@ -78,6 +81,16 @@ impl Write {
     }
 }
 
+/// Rows that were deleted, of those that were written before.
+struct Deletion {
+    table: TableId,
+    /// How many of the writes came before.
+    after: usize,
+    condition: Condition,
+    /// Whether its edit is known to count.
+    sure: bool,
+}
+
 type Answers = Arc<Mutex<Vec<(usize, Durability, Result<Position>)>>>;
 
 /// What runs came across, so that a model that tests nothing is noticed.
@@ -87,6 +100,8 @@ pub struct Coverage {
     pub pairs: usize,
     pub flushes: usize,
     pub merges: usize,
+    pub deletes: usize,
+    pub expiries: usize,
     pub installs: usize,
     pub poisons: usize,
     pub recoveries: usize,
@@ -100,6 +115,8 @@ impl std::ops::AddAssign for Coverage {
         self.pairs += other.pairs;
         self.flushes += other.flushes;
         self.merges += other.merges;
+        self.deletes += other.deletes;
+        self.expiries += other.expiries;
         self.installs += other.installs;
         self.poisons += other.poisons;
         self.recoveries += other.recoveries;
@@ -124,6 +141,10 @@ pub struct Run {
     plugins: BTreeMap<String, Arc<PluginDef>>,
     /// In the order of the log.
     writes: Vec<Write>,
+    /// In order.
+    deletions: Vec<Deletion>,
+    /// The latest edge that rows of a table may have expired at.
+    edges: BTreeMap<TableId, i64>,
     answers: Answers,
     /// The metadata may or may not contain the last change.
     unsure: bool,
@@ -157,6 +178,8 @@ impl Run {
             tables: BTreeMap::new(),
             plugins: BTreeMap::new(),
             writes: Vec::new(),
+            deletions: Vec::new(),
+            edges: BTreeMap::new(),
             answers: Answers::default(),
             unsure: false,
             honest: !broken_sync,
@@ -198,8 +221,10 @@ impl Run {
             44..45 => self.drop_plugin(),
             45..60 => self.step(),
             60..70 => self.flush(),
-            70..75 => self.merge(),
-            75..80 => self.create_table(),
+            70..73 => self.merge(),
+            73..74 => self.delete(),
+            74..76 => self.expire(),
+            76..80 => self.create_table(),
             80..83 => self.add_column(),
             83..85 => self.drop_table(),
             85..89 => {
@@ -469,19 +494,26 @@ impl Run {
     }
 
     fn flush(&mut self) -> Result<(), Violation> {
-        let Some(def) = self.pick_table() else { return Ok(()) };
-        let Some(state) = self.states.get_mut(&def.id) else { return Ok(()) };
-        let Some(frozen) = state.freeze() else { return Ok(()) };
+        match self.pick_table() {
+            Some(def) => self.flush_table(&def).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether rows are in segments now that were not before.
+    fn flush_table(&mut self, def: &Arc<TableDef>) -> Result<bool, Violation> {
+        let Some(state) = self.states.get_mut(&def.id) else { return Ok(false) };
+        let Some(frozen) = state.freeze() else { return Ok(false) };
         self.say(|| format!("flush {} up to {}", def.name, frozen.span.last));
-        let written = self.store().write_frozen(&def, &frozen);
+        let written = self.store().write_frozen(def, &frozen);
         let segments = match written {
             Ok(segments) => segments,
-            Err(error) => return self.gave_up(&error),
+            Err(error) => return self.gave_up(&error).map(|()| false),
         };
         let flushed_upto = frozen.span.last;
         let op = Op::AddSegments { table: def.id, segments: segments.clone(), flushed_upto };
         if !self.commit(op) {
-            return Ok(());
+            return Ok(false);
         }
         for write in self.writes.iter_mut().filter(|write| write.acked && write.of(def.id)) {
             write.safe = true;
@@ -492,6 +524,104 @@ impl Run {
             return broken(format!("flushed: {error}"));
         }
         self.coverage.flushes += 1;
+        Ok(true)
+    }
+
+    /// Deletes rows as the deleter does: flushed, chosen, written again, one edit.
+    fn delete(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        // Everything that is acknowledged is flushed first; no other step may come between.
+        while self.states.get(&def.id).is_some_and(|state| state.oldest().is_some()) {
+            if !self.flush_table(&def)? {
+                return Ok(());
+            }
+        }
+        let Some(state) = self.states.get(&def.id) else { return Ok(()) };
+        let condition = Condition::random(&mut self.dice);
+        self.say(|| format!("delete {condition:?} of {}", def.name));
+        let version = state.cell().load();
+        let (inputs, outputs) = match self.without(&version, &condition) {
+            Ok(exchange) => exchange,
+            Err(error) => return self.gave_up(&error),
+        };
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        let (table, kept) = (def.id, outputs.clone());
+        let sure = self.commit(Op::Delete { table, inputs: inputs.clone(), outputs: kept });
+        let after = self.writes.iter().rposition(|write| write.acked).map_or(0, |last| last + 1);
+        self.deletions.push(Deletion { table, after, condition, sure });
+        if !sure {
+            return Ok(());
+        }
+        if let Some(state) = self.states.get_mut(&table)
+            && let Err(error) = state.deleted(&inputs, outputs.into_iter().map(Arc::new))
+        {
+            return broken(format!("deleted: {error}"));
+        }
+        self.coverage.deletes += 1;
+        self.compare_live()
+    }
+
+    /// The segments with rows that meet a condition, and new ones without those rows.
+    fn without(
+        &self,
+        version: &Version,
+        condition: &Condition,
+    ) -> Result<(Vec<SegmentId>, Vec<SegmentMeta>)> {
+        let (times, predicate) = (condition.times(), condition.predicate(&version.table));
+        let (token, target) = (CancelToken::default(), self.store().segments().clone());
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for part in delete::parts(version, &times, &TagFilter::all()) {
+            let rows = part.choose(&times, predicate.as_ref(), &token)?;
+            if !rows.is_empty() {
+                let all = part.rows() == Some(rows.len());
+                let rows = (!all).then_some(&rows);
+                inputs.extend(part.ids());
+                outputs.extend(delete::rewrite(&part, rows, &target, &token)?);
+            }
+        }
+        Ok((inputs, outputs))
+    }
+
+    /// Sets a retention and lets rows go: whole segments, or some with a merge.
+    fn expire(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        let (table, retention_ns) = (def.id, 1 + self.dice.below(40) as i64 * 1_000_000_000);
+        let of = RetentionOf::Table(table);
+        if !self.commit(Op::SetRetention { of, retention_ns: Some(retention_ns) }) {
+            return Ok(());
+        }
+        let edge = expired_upto(retention_ns, 35_000_000_000);
+        self.say(|| format!("expire {} up to {edge}", def.name));
+        let Some(state) = self.states.get(&table) else { return Ok(()) };
+        let version = state.cell().load();
+        let merge = compact::pick(&version, &self.settings.compaction, i64::MAX);
+        let merge = merge.filter(|job| self.dice.chance(50) && expire::concerns(job, edge));
+        let (inputs, output) = match merge {
+            None => (expire::whole(&version, edge).segments, None),
+            Some(job) => {
+                let (target, token) = (self.store().segments().clone(), CancelToken::default());
+                match expire::merge(&job, edge, &target, &token) {
+                    Ok((output, _)) => (job.input_ids(), output),
+                    Err(error) => return self.gave_up(&error),
+                }
+            }
+        };
+        let outputs: Vec<SegmentMeta> = output.into_iter().collect();
+        let kept = outputs.clone();
+        let known = self.edges.entry(table).or_insert(edge);
+        *known = edge.max(*known);
+        let op = Op::Expire { table, inputs: inputs.clone(), outputs: kept, retention_ns };
+        if !self.commit(op) {
+            return Ok(());
+        }
+        if let Some(state) = self.states.get_mut(&table)
+            && let Err(error) = state.replaced(&inputs, outputs.into_iter().map(Arc::new))
+        {
+            return broken(format!("expired: {error}"));
+        }
+        self.coverage.expiries += usize::from(!inputs.is_empty());
         Ok(())
     }
 
@@ -676,13 +806,16 @@ impl Run {
         let Some(cell) = self.store().table(def.id) else {
             return broken(format!("table {} has no versions", def.name));
         };
+        let edge = self.edges.get(&def.id).copied();
         content(&cell.load())
+            .map(|content| unexpired(content, edge))
             .map_err(|error| Violation(format!("read table {}: {error:?}", def.name)))
     }
 
     fn compare_live(&mut self) -> Result<(), Violation> {
         for def in self.tables.values() {
-            let wanted = expected(def, self.rows_of(def.id, |_, write| write.acked));
+            let wanted = expected(def, self.events_of(def.id, true, |_, write| write.acked));
+            let wanted = unexpired(wanted, self.edges.get(&def.id).copied());
             let actual = self.actual(def)?;
             if actual != wanted {
                 return broken(format!("table {}: {actual:#?} should be {wanted:#?}", def.name));
@@ -691,17 +824,23 @@ impl Run {
         Ok(())
     }
 
-    fn rows_of<'a>(
+    /// What happened to a table; `unsure` says what became of a deletion whose edit may count.
+    fn events_of<'a>(
         &'a self,
         table: TableId,
+        unsure: bool,
         counts: impl Fn(usize, &Write) -> bool + 'a,
-    ) -> impl Iterator<Item = &'a Row> {
-        let writes = self.writes.iter().enumerate();
-        writes
-            .filter(move |(index, write)| counts(*index, write))
-            .flat_map(|(_, write)| &write.parts)
-            .filter(move |(of, _)| *of == table)
-            .flat_map(|(_, rows)| rows)
+    ) -> impl Iterator<Item = Event<'a>> {
+        (0..=self.writes.len()).flat_map(move |index| {
+            let deletions = self.deletions.iter().filter(move |deletion| {
+                deletion.table == table && deletion.after == index && (deletion.sure || unsure)
+            });
+            let deletions = deletions.map(|deletion| Event::Deleted(&deletion.condition));
+            let write = self.writes.get(index).filter(|write| counts(index, write));
+            let parts = write.into_iter().flat_map(|write| &write.parts);
+            let rows = parts.filter(move |(of, _)| *of == table).flat_map(|(_, rows)| rows);
+            deletions.chain(rows.map(Event::Written))
+        })
     }
 
     /// What is safe is there; of the rest, a beginning of the log.
@@ -710,18 +849,25 @@ impl Run {
         for (id, def) in &self.tables {
             actual.insert(*id, self.actual(def)?);
         }
-        let agrees = |upto: usize| {
+        let agrees = |upto: usize, unsure: bool| {
             self.tables.iter().all(|(id, def)| {
-                let counts = |index: usize, write: &Write| write.safe || index < upto;
-                actual[id] == expected(def, self.rows_of(*id, counts))
+                let counts = move |index: usize, write: &Write| write.safe || index < upto;
+                let wanted = expected(def, self.events_of(*id, unsure, counts));
+                actual[id] == unexpired(wanted, self.edges.get(id).copied())
             })
         };
         let first = self.writes.iter().position(|write| !write.safe).unwrap_or(self.writes.len());
-        let Some(upto) = (first..=self.writes.len()).rev().find(|upto| agrees(*upto)) else {
+        let unsure = self.deletions.iter().any(|deletion| !deletion.sure);
+        let ends = (first..=self.writes.len()).rev();
+        let mut ends = ends.flat_map(|upto| [(upto, false), (upto, true)]);
+        let Some((upto, came)) =
+            ends.find(|(upto, came)| (unsure || !came) && agrees(*upto, *came))
+        else {
+            let safe = |_, write: &Write| write.safe;
             let wanted: Vec<_> = self
                 .tables
                 .iter()
-                .map(|(id, def)| expected(def, self.rows_of(*id, |_, write| write.safe)))
+                .map(|(id, def)| expected(def, self.events_of(*id, false, safe)))
                 .collect();
             return broken(format!(
                 "after recovery there is {actual:#?}, at least {wanted:#?} should be (seed {}, \
@@ -733,6 +879,11 @@ impl Run {
         self.coverage.recoveries += 1;
         self.coverage.survivors += upto - first;
         self.coverage.lost += self.writes.len() - upto;
+        self.deletions.retain_mut(|deletion| std::mem::replace(&mut deletion.sure, true) || came);
+        for deletion in &mut self.deletions {
+            let before = self.writes[..deletion.after].iter().enumerate();
+            deletion.after = before.filter(|(index, write)| write.safe || *index < upto).count();
+        }
         let mut index = 0;
         self.writes.retain_mut(|write| {
             let kept = write.safe || index < upto;

@@ -11,6 +11,7 @@ use arrow::datatypes::{Int32Type, Schema, TimestampNanosecondType};
 use arrow::util::display::array_value_to_string;
 use kymo_kernel::ids::TimeRange;
 use kymo_kernel::schema::{ColumnKind, FieldType, TableDef};
+use kymo_kernel::storage::delete::Predicate;
 use kymo_kernel::storage::merge::{GroupScan, open};
 use kymo_kernel::storage::overlap::groups;
 use kymo_kernel::storage::segment::TagFilter;
@@ -87,17 +88,97 @@ pub fn batch(def: &TableDef, rows: &[Row]) -> Result<RecordBatch> {
 /// values a key, in an append-only table all of them, sorted.
 pub type Content = BTreeMap<(Values, i64), Vec<Values>>;
 
-/// What a table should hold after these rows, in order.
-pub fn expected<'a>(def: &TableDef, rows: impl Iterator<Item = &'a Row>) -> Content {
+/// What happens to a table.
+pub enum Event<'a> {
+    Written(&'a Row),
+    Deleted(&'a Condition),
+}
+
+/// Which rows a deletion is about.
+#[derive(Debug, Clone)]
+pub enum Condition {
+    /// Those of these times.
+    Times(TimeRange),
+    /// Those of one host, within times.
+    Host(&'static str, TimeRange),
+    /// Those whose number in `f1` ends so.
+    Digit(char),
+}
+
+impl Condition {
+    pub fn random(dice: &mut Dice) -> Condition {
+        let mut times = || {
+            let first = dice.below(30) as i64 * 1_000_000_000;
+            TimeRange { first, last: first + dice.below(15) as i64 * 1_000_000_000 }
+        };
+        let times = times();
+        match dice.below(3) {
+            0 => Condition::Times(times),
+            1 => Condition::Host(["a", "b"][dice.below(2) as usize], times),
+            _ => Condition::Digit(char::from(b'0' + dice.below(10) as u8)),
+        }
+    }
+
+    /// The times that it is about.
+    pub fn times(&self) -> TimeRange {
+        match self {
+            Condition::Times(times) | Condition::Host(_, times) => *times,
+            Condition::Digit(_) => TimeRange::ALL,
+        }
+    }
+
+    fn meets(&self, tags: &Values, time: i64, fields: &Values) -> bool {
+        let times = self.times();
+        (times.first..=times.last).contains(&time)
+            && match self {
+                Condition::Times(_) => true,
+                Condition::Host(host, _) => tags.get("host").is_some_and(|tag| tag == host),
+                Condition::Digit(digit) => {
+                    fields.get("f1").is_some_and(|value| value.ends_with(*digit))
+                }
+            }
+    }
+
+    /// The same as a function of columns, where the time does not say it all.
+    pub fn predicate(&self, def: &Arc<TableDef>) -> Option<Predicate> {
+        if let Condition::Times(_) = self {
+            return None;
+        }
+        let (condition, def) = (self.clone(), def.clone());
+        Some(Arc::new(move |batch| {
+            let rows = read(&def, batch)?;
+            let meets =
+                rows.iter().map(|(tags, time, fields)| condition.meets(tags, *time, fields));
+            Ok(meets.collect::<Vec<bool>>().into())
+        }))
+    }
+}
+
+/// What a table should hold after these events, in order.
+pub fn expected<'a>(def: &TableDef, events: impl Iterator<Item = Event<'a>>) -> Content {
     let mut content = Content::new();
-    for row in rows {
-        let kept = content.entry((row.tags.clone(), row.time)).or_default();
-        match kept.first_mut() {
-            Some(values) if !def.options.append_only => values.extend(row.fields.clone()),
-            _ => kept.push(row.fields.clone()),
+    for event in events {
+        match event {
+            Event::Written(row) => {
+                let kept = content.entry((row.tags.clone(), row.time)).or_default();
+                match kept.first_mut() {
+                    Some(values) if !def.options.append_only => values.extend(row.fields.clone()),
+                    _ => kept.push(row.fields.clone()),
+                }
+            }
+            Event::Deleted(condition) => content.retain(|(tags, time), kept| {
+                kept.retain(|fields| !condition.meets(tags, *time, fields));
+                !kept.is_empty()
+            }),
         }
     }
     content.values_mut().for_each(|rows| rows.sort());
+    content
+}
+
+/// Leaves out what is expired at an edge: nobody promises that it is there, or that it is not.
+pub fn unexpired(mut content: Content, edge: Option<i64>) -> Content {
+    content.retain(|(_, time), _| edge.is_none_or(|edge| *time > edge));
     content
 }
 
@@ -120,7 +201,15 @@ pub fn content(version: &Version) -> Result<Content> {
 }
 
 fn add(def: &TableDef, batch: &RecordBatch, content: &mut Content) -> Result<()> {
-    for row in 0..batch.num_rows() {
+    for (tags, time, fields) in read(def, batch)? {
+        content.entry((tags, time)).or_default().push(fields);
+    }
+    Ok(())
+}
+
+/// Tags, time and fields of each row.
+fn read(def: &TableDef, batch: &RecordBatch) -> Result<Vec<(Values, i64, Values)>> {
+    let row = |row: usize| {
         let (mut tags, mut fields, mut time) = (Values::new(), Values::new(), 0);
         for column in &def.schema.columns {
             let Some(array) = batch.column_by_name(&column.name) else { continue };
@@ -136,7 +225,7 @@ fn add(def: &TableDef, batch: &RecordBatch, content: &mut Content) -> Result<()>
             let part = if column.kind == ColumnKind::Tag { &mut tags } else { &mut fields };
             part.insert(column.name.clone(), text);
         }
-        content.entry((tags, time)).or_default().push(fields);
-    }
-    Ok(())
+        Ok((tags, time, fields))
+    };
+    (0..batch.num_rows()).map(row).collect()
 }

@@ -28,6 +28,8 @@ fn only_administrators_change_definitions() {
             "DROP DATABASE IF EXISTS d",
             "ATTACH TRANSFORM p.f TO t",
             "DETACH TRANSFORM p.f FROM t",
+            "ALTER TABLE t SET (retention = '1d')",
+            "ALTER DATABASE d RESET (retention)",
         ] {
             let error = rows(&session, sql).await.unwrap_err();
             assert_eq!(error.code(), Code::NotAuthorized, "{sql}: {error:?}");
@@ -38,6 +40,7 @@ fn only_administrators_change_definitions() {
         }
         rows(&session, "INSERT INTO t VALUES ('b', 2, '2024-01-02')").await.unwrap();
         assert_eq!(rows(&session, "SELECT count(*) FROM t").await.unwrap(), ["2"]);
+        assert_eq!(rows(&session, "DELETE FROM t WHERE host = 'b'").await.unwrap(), ["DELETE 1"]);
         assert_eq!(rows(&session, "SHOW is_superuser").await.unwrap(), ["off"]);
     });
     assert_eq!(house.rows("SHOW DATABASES"), ["kymo"]);

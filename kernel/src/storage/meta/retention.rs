@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::{Snapshot, conflict, no_table};
 use crate::error::{Code, Error, Result};
 use crate::ids::{SegmentId, TableId};
-use crate::schema::{SYSTEM_SCHEMA, TableDef};
+use crate::schema::{SYSTEM_SCHEMA, TableName};
 use crate::storage::meta::SegmentMeta;
 
 /// What was set. What is not in here is kept for ever.
@@ -40,14 +40,17 @@ pub fn expired_upto(retention_ns: i64, now_ns: i64) -> i64 {
 }
 
 impl Snapshot {
-    /// For how many nanoseconds a table keeps its rows; `None` means for ever.
+    /// For how many nanoseconds a table keeps its rows, also one that does not exist yet; `None`
+    /// means for ever.
     #[must_use]
-    pub fn retention_ns(&self, def: &TableDef) -> Option<i64> {
-        if def.name.schema == SYSTEM_SCHEMA {
+    pub fn retention_ns(&self, table: &TableName) -> Option<i64> {
+        if self.retentions.tables.is_empty() && self.retentions.databases.is_empty()
+            || table.schema == SYSTEM_SCHEMA
+        {
             return None;
         }
-        let own = self.retentions.tables.get(&def.id);
-        let set = own.or_else(|| self.retentions.databases.get(&def.name.database));
+        let own = self.names.get(table).and_then(|id| self.retentions.tables.get(id));
+        let set = own.or_else(|| self.retentions.databases.get(&table.database));
         set.copied().filter(|retention| *retention > 0)
     }
 
@@ -100,7 +103,7 @@ impl Snapshot {
         went_by: i64,
     ) -> Result<()> {
         let def = self.tables.get(&table).ok_or_else(|| no_table(table))?.def.clone();
-        if !self.retention_ns(&def).is_some_and(|now| now <= went_by) {
+        if !self.retention_ns(&def.name).is_some_and(|now| now <= went_by) {
             return Err(conflict(format!("table {} keeps its rows longer by now", def.name)));
         }
         self.replace(table, inputs, outputs)

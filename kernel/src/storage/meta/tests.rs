@@ -205,15 +205,18 @@ fn what_is_to_be_kept_longer_by_now_is_not_removed() {
     };
     assert_eq!(expire(&snapshot, i64::MAX), Err(Code::Conflict));
     let by_database = apply(&snapshot, set(all.clone(), Some(10))).unwrap();
-    assert_eq!(by_database.retention_ns(&table(1)), Some(10));
+    assert_eq!(by_database.retention_ns(&table(1).name), Some(10));
     assert_eq!(expire(&by_database, 10), Ok(()));
     let longer = apply(&by_database, set(own.clone(), Some(20))).unwrap();
     assert_eq!((expire(&longer, 10), expire(&longer, 20)), (Err(Code::Conflict), Ok(())));
     let always = apply(&longer, set(own.clone(), Some(0))).unwrap();
-    assert_eq!((always.retention_ns(&table(1)), expire(&always, 20)), (None, Err(Code::Conflict)));
+    assert_eq!(
+        (always.retention_ns(&table(1).name), expire(&always, 20)),
+        (None, Err(Code::Conflict))
+    );
     let reset = apply(&always, set(own, None)).unwrap();
-    assert_eq!(reset.retention_ns(&table(1)), Some(10));
-    assert_eq!(apply(&reset, set(all, None)).unwrap().retention_ns(&table(1)), None);
+    assert_eq!(reset.retention_ns(&table(1).name), Some(10));
+    assert_eq!(apply(&reset, set(all, None)).unwrap().retention_ns(&table(1).name), None);
 }
 
 proptest! {
