@@ -28,7 +28,7 @@ mod live;
 mod plugins;
 
 pub use deletes::{Choose, Delete, Deleted, Doomed};
-pub use live::{Follow, Followed, Following};
+pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
 
 /// Something an actor can be asked.

@@ -1,5 +1,10 @@
 //! Following a query: what is asked of the query actor once, and what it gives to evaluate
 //! every commit with.
+//!
+//! There are two ways. A [`Followed`] query has rows that follow from the rows of each commit
+//! alone (class `rows`). A [`Windowed`] one has a result that changes as rows arrive: commits
+//! only tell it which windows of time to look at again, and its owner takes these windows when
+//! it likes (classes `windows` and `rerun`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +14,8 @@ use arrow::datatypes::SchemaRef;
 use futures::future::BoxFuture;
 
 use crate::error::Result;
-use crate::message::{BatchStream, Message, SessionContext, Statement};
+use crate::ids::{Position, TimeRange};
+use crate::message::{BatchStream, Committed, Message, SessionContext, Statement};
 use crate::schema::TableDef;
 use crate::storage::version::Version;
 
@@ -68,4 +74,157 @@ pub trait Followed: Send + Sync {
     /// The rows of the query over the table as it was at a version. A query like any other:
     /// admitted, limited in time and memory, and shown in `system.queries`.
     fn snapshot(&self, version: Arc<Version>) -> BoxFuture<'static, Result<BatchStream>>;
+}
+
+/// Plans a query whose result is kept up to date: a `SUBSCRIBE TO …`, or the query alone. Any
+/// query that reads tables can be kept; those that can be followed commit by commit are better
+/// asked for with [`Follow`]. Subscription, continuous query → query.
+///
+/// Who keeps a query enters itself into the feed first and asks for it then: the answer knows
+/// everything that was committed before, the feed brings what comes after, and commits that
+/// both have do no harm.
+#[derive(Debug)]
+pub struct Keep {
+    /// The statement.
+    pub statement: Arc<Statement>,
+    /// The values of `$1`, `$2` …, each an array of one element.
+    pub parameters: Vec<ArrayRef>,
+    /// For whom.
+    pub session: Arc<SessionContext>,
+}
+
+impl Message for Keep {
+    type Reply = Kept;
+}
+
+/// A query that is kept, and how its statement wants it.
+pub struct Kept {
+    /// The query.
+    pub query: Box<dyn Windowed>,
+    /// What the statement says about rows that are there already; `None` where it says nothing.
+    pub snapshot: Option<bool>,
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Kept({}, {})", self.query.class(), self.query.why())
+    }
+}
+
+/// Windows of equal width that lie side by side: the values of `time_bucket` or `date_bin`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WindowSpec {
+    /// The place of the window's start among the columns of the result; its values are
+    /// timestamps in nanoseconds and never NULL.
+    pub column: usize,
+    /// The width in nanoseconds, above zero.
+    pub width: i64,
+    /// An instant at which a window begins, in nanoseconds since 1970.
+    pub origin: i64,
+}
+
+impl WindowSpec {
+    /// The start of the window that an instant falls into. The first window there can be is
+    /// cut at the earliest instant.
+    #[must_use]
+    pub fn start(&self, time: i64) -> i64 {
+        // Both remainders are smaller than the width, so nothing overflows.
+        let into = (time.rem_euclid(self.width) - self.origin.rem_euclid(self.width))
+            .rem_euclid(self.width);
+        time.saturating_sub(into)
+    }
+
+    /// The instants of the windows that start within `starts`.
+    #[must_use]
+    pub fn times(&self, starts: TimeRange) -> TimeRange {
+        TimeRange { first: starts.first, last: starts.last.saturating_add(self.width - 1) }
+    }
+
+    /// The starts of the windows that have any of these instants.
+    #[must_use]
+    pub fn starts(&self, times: TimeRange) -> TimeRange {
+        let start = |time| if time == i64::MIN || time == i64::MAX { time } else { self.start(time) };
+        TimeRange { first: start(times.first), last: start(times.last) }
+    }
+}
+
+/// Rows of a result, as they are up to a commit.
+#[derive(Debug)]
+pub struct Taken {
+    /// The rows of the windows that were asked for, all of them and no others, in no order.
+    pub rows: Vec<RecordBatch>,
+    /// Every commit to a table of the query up to here is part of them; of later ones some may
+    /// be. Never before a commit that [`Windowed::apply`] was given.
+    pub upto: Position,
+}
+
+/// A query whose result is kept by windows of time. One owner; not shared.
+///
+/// ```text
+/// feed ── apply(commit) ──► states; which windows are dirty
+/// owner ── dirty() ──► ranges of starts ── take(range) ──► the rows of these windows now
+/// ```
+///
+/// The owner's position: where it has applied everything the feed brought up to a commit, and
+/// has taken all that was dirty then, what it took stands for that commit (and perhaps later
+/// ones). A window that has no rows (any more) is taken as no rows: what the owner had of it
+/// is gone.
+pub trait Windowed: Send {
+    /// How it is evaluated, in a word: `windows` for states that follow each commit, `rerun`
+    /// for a query that runs again.
+    fn class(&self) -> &'static str;
+
+    /// Why it is of this class, for people.
+    fn why(&self) -> &str;
+
+    /// The text of the query.
+    fn text(&self) -> &str;
+
+    /// The tables whose commits it wants, as they were when the query was planned.
+    fn tables(&self) -> &[Arc<TableDef>];
+
+    /// The shape of its rows.
+    fn schema(&self) -> &SchemaRef;
+
+    /// The windows of its result; `None` where it has none, so that it changes as a whole.
+    fn window(&self) -> Option<WindowSpec>;
+
+    /// The columns of the result that identify a row: the window and what else it is grouped
+    /// by. Empty where nothing does; then equal rows can come more than once.
+    fn keys(&self) -> &[usize];
+
+    /// The time columns' values that its tables span now, as starts of windows; `None` where
+    /// they are empty. For going through everything piece by piece.
+    fn extent(&self) -> Option<TimeRange>;
+
+    /// Takes a commit: updates states and marks windows as dirty. Computing only; commits to
+    /// other tables, and commits that it knew already, change nothing.
+    ///
+    /// # Errors
+    /// Those of evaluating the query's expressions. The windows concerned are dirty then, and
+    /// are read again, so that the error comes back from [`Windowed::take`] if it stays.
+    fn apply(&mut self, committed: &Committed) -> Result<()>;
+
+    /// Forgets what it knows of the windows with these instants, which are dirty from now on:
+    /// after commits that were missed, rows that were deleted, or a restart.
+    fn invalidate(&mut self, times: TimeRange);
+
+    /// The starts of windows that may have changed since they were taken last, as closed ranges
+    /// that ascend and do not touch. A query without windows, and one of which anything may
+    /// have changed, answers [`TimeRange::ALL`]; where that has windows, go through
+    /// [`Windowed::extent`] in pieces.
+    fn dirty(&self) -> Vec<TimeRange>;
+
+    /// The rows of the windows that start within a range, dirty or not; they are not dirty any
+    /// more. What the states do not have is read from the tables, by a query like any other:
+    /// admitted, limited in time and memory, shown in `system.queries`. A query without windows
+    /// is taken with [`TimeRange::ALL`].
+    ///
+    /// # Errors
+    /// Those of queries; `limit_reached` where the rows or a state take more memory than
+    /// `live.state_bytes`: ask for fewer windows at a time. What was dirty stays dirty.
+    fn take(&mut self, starts: TimeRange) -> BoxFuture<'_, Result<Taken>>;
+
+    /// Bytes of its states.
+    fn memory(&self) -> usize;
 }
