@@ -80,9 +80,9 @@ pub trait Followed: Send + Sync {
 /// query that reads tables can be kept; those that can be followed commit by commit are better
 /// asked for with [`Follow`]. Subscription, continuous query → query.
 ///
-/// Who keeps a query enters itself into the feed first and asks for it then: the answer knows
-/// everything that was committed before, the feed brings what comes after, and commits that
-/// both have do no harm.
+/// Who keeps a query plans it, enters itself into the feed for the [`Windowed::tables`], and
+/// only then takes or invalidates anything: what is read then has everything that was committed
+/// before, the feed brings what comes after, and commits that both have do no harm.
 #[derive(Debug)]
 pub struct Keep {
     /// The statement.
@@ -165,6 +165,9 @@ pub struct Taken {
 /// owner ── dirty() ──► ranges of starts ── take(range) ──► the rows of these windows now
 /// ```
 ///
+/// At first nothing is known and nothing is dirty: an owner takes everything, or invalidates
+/// what it has missed.
+///
 /// The owner's position: where it has applied everything the feed brought up to a commit, and
 /// has taken all that was dirty then, what it took stands for that commit (and perhaps later
 /// ones). A window that has no rows (any more) is taken as no rows: what the owner had of it
@@ -190,8 +193,9 @@ pub trait Windowed: Send {
     fn window(&self) -> Option<WindowSpec>;
 
     /// The columns of the result that identify a row: the window and what else it is grouped
-    /// by. Empty where nothing does; then equal rows can come more than once.
-    fn keys(&self) -> &[usize];
+    /// by; no column at all where there is one row at most. `None` where nothing does: then
+    /// equal rows can come more than once.
+    fn keys(&self) -> Option<&[usize]>;
 
     /// The time columns' values that its tables span now, as starts of windows; `None` where
     /// they are empty. For going through everything piece by piece.
