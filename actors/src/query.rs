@@ -52,8 +52,8 @@ use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Parse, PluginCommand, PluginDone, Prepare, Query,
-    Write,
+    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse, PluginCommand, PluginDone, Prepare,
+    Query, Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
@@ -162,7 +162,7 @@ impl QueryService {
     }
 }
 
-/// Answers [`Parse`], [`Prepare`], [`Query`] and [`Follow`].
+/// Answers [`Parse`], [`Prepare`], [`Query`], [`Follow`] and [`Keep`].
 pub struct QueryActor {
     service: QueryService,
 }
@@ -200,6 +200,15 @@ impl Handle<Follow> for QueryActor {
         let engine = self.service.engine.clone();
         let work = async move { engine.follow(message).await };
         let task = self.service.pools.spawn(Pool::Query, "follow", work);
+        cx.answer(reply, async move { task.await? });
+    }
+}
+
+impl Handle<Keep> for QueryActor {
+    fn handle(&mut self, message: Keep, reply: Reply<Keep>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        let work = async move { engine.keep(message).await };
+        let task = self.service.pools.spawn(Pool::Query, "keep", work);
         cx.answer(reply, async move { task.await? });
     }
 }

@@ -305,6 +305,15 @@ section! {
         catch_up_bytes: u64 = 32 * MIB,
         /// Snapshots for subscribers that are read at a time.
         max_snapshots: usize = 8,
+        /// Memory of one query whose result is kept up to date by windows of time: of its states,
+        /// of one result, and of what a subscriber was sent. Beyond, the oldest windows are
+        /// forgotten and read from the tables when they change.
+        state_bytes: u64 = 32 * MIB,
+        /// How long changes are gathered before windows that commits touched are pushed.
+        window_push_ms: u64 = 10,
+        /// How long changes are gathered before a query that cannot follow single commits runs
+        /// again.
+        rerun_ms: u64 = 1000,
         /// Size of one message of a WebSocket client.
         max_message_bytes: u64 = MIB,
         /// Requests of one WebSocket connection that wait for their turn.

@@ -138,6 +138,7 @@ impl Rules<'_> {
             ("live.feed_bytes", s.live.feed_bytes),
             ("live.buffer_bytes", s.live.buffer_bytes),
             ("live.max_snapshots", s.live.max_snapshots as u64),
+            ("live.state_bytes", s.live.state_bytes),
             ("live.max_message_bytes", s.live.max_message_bytes),
             ("live.max_requests", s.live.max_requests as u64),
             ("live.max_reply_bytes", s.live.max_reply_bytes),

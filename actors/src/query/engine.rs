@@ -69,9 +69,13 @@ pub(super) struct Job {
     pub(super) session: Arc<SessionContext>,
     pub(super) limits: Limits,
     ticket: Ticket,
-    /// Tables that stand in for those of now.
-    tables: Option<Arc<dyn Tables>>,
+    /// What is done to the plan before it runs.
+    change: Option<Change>,
 }
+
+/// Makes another plan of one.
+pub(super) type Change =
+    Arc<dyn Fn(&SessionState, LogicalPlan) -> Result<LogicalPlan> + Send + Sync>;
 
 impl Job {
     /// What is to be planned. The tree stays in the statement: a deep one is copied on threads
@@ -180,6 +184,11 @@ impl Engine {
         Ok((state, Some(lending)))
     }
 
+    /// The settings of the process.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Where queries run.
     pub(super) fn pools(&self) -> &Pools {
         &self.pools
@@ -250,8 +259,8 @@ impl Engine {
                     writable(&session, &statement.verb)?;
                 }
                 let ticket = self.running.admit(&session, &statement.text, &limits).await?;
-                let tables = None;
-                let job = Job { statement, prepared, parameters, session, limits, ticket, tables };
+                let change = None;
+                let job = Job { statement, prepared, parameters, session, limits, ticket, change };
                 self.start(job).await
             }
             Command::Subscribe(subscribe) if subscribe.explain => {
@@ -302,7 +311,7 @@ impl Engine {
         }
     }
 
-    /// Reads the rows of a query over tables that stand in for those of now.
+    /// Reads the rows of a query whose plan is changed before it runs.
     ///
     /// # Errors
     /// As for [`Engine::run`].
@@ -311,12 +320,12 @@ impl Engine {
         statement: Arc<Statement>,
         parameters: Vec<ArrayRef>,
         session: Arc<SessionContext>,
-        tables: Arc<dyn Tables>,
+        change: Change,
     ) -> Result<Outcome> {
         let limits = self.limits(&session, None, CancelToken::new());
         let ticket = self.running.admit(&session, &statement.text, &limits).await?;
-        let (prepared, tables) = (None, Some(tables));
-        let job = Job { statement, prepared, parameters, session, limits, ticket, tables };
+        let (prepared, change) = (None, Some(change));
+        let job = Job { statement, prepared, parameters, session, limits, ticket, change };
         self.start(job).await
     }
 
@@ -547,8 +556,8 @@ impl Engine {
         let deadline = job.limits.deadline;
         let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
         let mut plan = self.bound_or_explained(&state, lending.as_ref(), job).await?;
-        if let Some(tables) = &job.tables {
-            plan = live::pinned(plan, tables)?;
+        if let Some(change) = &job.change {
+            plan = change(&state, plan)?;
         }
         let writes = matches!(plan, LogicalPlan::Dml(_));
         let analyzed = matches!(plan, LogicalPlan::Analyze(_));

@@ -16,6 +16,7 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use kymo_kernel::env::Clock;
 
 pub(crate) use arithmetic::Operation;
+pub(crate) use bucket::{MONDAY as MILLENNIUM_MONDAY, NAME as TIME_BUCKET};
 pub(crate) use bounded::{Bounds, bounded};
 
 /// Scalar functions of our own.

@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! SUBSCRIBE TO SELECT … ── plan ──► classify ──► compile ──► steps: filter, projection …
-//!                                                              │ changes(committed batch)
-//!                                                              │ snapshot(version): a query
+//!                              │                               │ changes(committed batch)
+//!                              │                               │ snapshot(version): a query
+//!                              └──► windows: everything else
 //! ```
 //!
 //! What is compiled here are physical expressions over the columns of one table; a commit
-//! runs through them as it is, without planning and without leaving Arrow.
+//! runs through them as it is, without planning and without leaving Arrow. Queries whose
+//! result changes with later rows are kept by [`windows`].
 
 mod classify;
 mod compile;
 mod statement;
+mod windows;
 
 use std::sync::Arc;
 
@@ -20,11 +23,12 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TransformedResult};
 use datafusion::datasource::{provider_as_source, source_as_provider};
+use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use futures::future::{BoxFuture, FutureExt};
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{
-    BatchStream, Follow, Followed, Following, Outcome, SessionContext, Statement,
+    BatchStream, Follow, Followed, Following, Keep, Outcome, SessionContext, Statement,
 };
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::meta::Snapshot;
@@ -85,10 +89,10 @@ impl Followed for FollowedQuery {
     }
 }
 
-/// The tables as they are, but one of them as it was at a version.
-pub(super) struct Pinned {
+/// The tables as they are, but some of them as they were at a version.
+struct Pinned {
     tables: Arc<dyn Tables>,
-    version: Arc<Version>,
+    versions: Vec<Arc<Version>>,
 }
 
 impl Tables for Pinned {
@@ -97,10 +101,8 @@ impl Tables for Pinned {
     }
 
     fn version(&self, table: TableId) -> Option<Arc<Version>> {
-        if table == self.version.table.id {
-            return Some(self.version.clone());
-        }
-        self.tables.version(table)
+        let pinned = self.versions.iter().find(|version| version.table.id == table);
+        pinned.cloned().or_else(|| self.tables.version(table))
     }
 }
 
@@ -108,7 +110,7 @@ impl Tables for Pinned {
 ///
 /// # Errors
 /// Those of the engine.
-pub(super) fn pinned(plan: LogicalPlan, tables: &Arc<dyn Tables>) -> Result<LogicalPlan> {
+fn pinned(plan: LogicalPlan, tables: &Arc<dyn Tables>) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
         let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };
         let provider = source_as_provider(&scan.source)?;
@@ -191,13 +193,13 @@ impl Engine {
     /// # Errors
     /// Those of planning.
     pub(super) async fn explain_subscribe(
-        &self,
+        self: &Arc<Self>,
         statement: Arc<Statement>,
         parameters: Vec<ArrayRef>,
         session: Arc<SessionContext>,
     ) -> Result<RecordBatch> {
-        let (statement, _) = wanted(&statement)?;
-        let (_, class) = self.followed_plan(&statement, &parameters, &session).await?;
+        let (query, _) = wanted(&statement)?;
+        let (_, class) = self.followed_plan(&query, &parameters, &session).await?;
         let (class, why) = match class {
             Class::Rows(table) => (
                 Class::ROWS,
@@ -206,7 +208,14 @@ impl Engine {
                     table.name
                 ),
             ),
-            Class::Unsupported(why) => (Class::UNSUPPORTED, why),
+            Class::Unsupported(_) => match self.keep(Keep { statement, parameters, session }).await
+            {
+                Ok(kept) => (kept.query.class(), kept.query.why().to_owned()),
+                Err(error) if error.code() == Code::Unsupported => {
+                    (Class::UNSUPPORTED, error.message().to_owned())
+                }
+                Err(error) => return Err(error),
+            },
         };
         let columns: [ArrayRef; 2] =
             [Arc::new(StringArray::from(vec![class])), Arc::new(StringArray::from(vec![why]))];
@@ -214,6 +223,7 @@ impl Engine {
             .map_err(|error| from_engine(error.into()))
     }
 
+    /// The plan of a query that is to be followed, and how each commit can be.
     async fn followed_plan(
         &self,
         statement: &Statement,
@@ -223,27 +233,35 @@ impl Engine {
         let planned = planned(statement)?;
         // Functions of plugins are there for planning, so that the reason can name them.
         let (state, lending) = self.lend(session, planned, Arc::default(), None)?;
-        let snapshot = self.tables().catalog();
-        let plan = if parsed(statement)?.parameters == 0 && parameters.is_empty() {
-            plan::plan(&state, &snapshot, statement, planned).await?
-        } else {
-            let values = parameters
-                .iter()
-                .map(|value| ScalarValue::try_from_array(value, 0).map_err(from_engine))
-                .collect::<Result<Vec<_>>>()?;
-            plan::plan_with(&state, &snapshot, statement, planned, &values).await?
-        };
+        let plan = self.query_plan(&state, statement, parameters).await?;
         let own = self.state(session);
         let lent = planned.calls.iter().find(|call| !has_function(&own, call));
         let class = match lent {
             _ if planned.sets => Class::Unsupported("set_config() changes the session".to_owned()),
             Some(call) if lending.is_some() => Class::Unsupported(format!(
-                "{} is a function of a plugin, which subscriptions do not call yet",
+                "{} is a function of a plugin, which may change at any time",
                 call.key
             )),
             _ => classify(&plan),
         };
         Ok((plan, class))
+    }
+
+    async fn query_plan(
+        &self,
+        state: &SessionState,
+        statement: &Statement,
+        parameters: &[ArrayRef],
+    ) -> Result<LogicalPlan> {
+        let (planned, snapshot) = (planned(statement)?, self.tables().catalog());
+        if parsed(statement)?.parameters == 0 && parameters.is_empty() {
+            return plan::plan(state, &snapshot, statement, planned).await;
+        }
+        let values = parameters
+            .iter()
+            .map(|value| ScalarValue::try_from_array(value, 0).map_err(from_engine))
+            .collect::<Result<Vec<_>>>()?;
+        plan::plan_with(state, &snapshot, statement, planned, &values).await
     }
 
     async fn at_version(
@@ -253,8 +271,10 @@ impl Engine {
         session: Arc<SessionContext>,
         version: Arc<Version>,
     ) -> Result<BatchStream> {
-        let tables: Arc<dyn Tables> = Arc::new(Pinned { tables: self.tables().clone(), version });
-        match self.read(statement, parameters, session, tables).await? {
+        let versions = vec![version];
+        let tables: Arc<dyn Tables> = Arc::new(Pinned { tables: self.tables().clone(), versions });
+        let change = move |_: &SessionState, plan| pinned(plan, &tables);
+        match self.read(statement, parameters, session, Arc::new(change)).await? {
             Outcome::Rows { stream, .. } => Ok(stream),
             Outcome::Done { .. } => Err(Error::internal("a query without rows")),
         }

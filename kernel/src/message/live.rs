@@ -137,14 +137,21 @@ impl WindowSpec {
     /// The instants of the windows that start within `starts`.
     #[must_use]
     pub fn times(&self, starts: TimeRange) -> TimeRange {
-        TimeRange { first: starts.first, last: starts.last.saturating_add(self.width - 1) }
+        let first = self.start(starts.first);
+        let inside = first == starts.first || first == i64::MIN;
+        TimeRange {
+            first: if inside { first } else { first.saturating_add(self.width) },
+            last: self.start(starts.last).saturating_add(self.width - 1),
+        }
     }
 
     /// The starts of the windows that have any of these instants.
     #[must_use]
     pub fn starts(&self, times: TimeRange) -> TimeRange {
-        let start = |time| if time == i64::MIN || time == i64::MAX { time } else { self.start(time) };
-        TimeRange { first: start(times.first), last: start(times.last) }
+        if times == TimeRange::ALL {
+            return times;
+        }
+        TimeRange { first: self.start(times.first), last: self.start(times.last) }
     }
 }
 
@@ -153,8 +160,9 @@ impl WindowSpec {
 pub struct Taken {
     /// The rows of the windows that were asked for, all of them and no others, in no order.
     pub rows: Vec<RecordBatch>,
-    /// Every commit to a table of the query up to here is part of them; of later ones some may
-    /// be. Never before a commit that [`Windowed::apply`] was given.
+    /// Every commit to a table of the query up to here is part of them, and of later ones at
+    /// least those that [`Windowed::apply`] was given. With several tables the one that was
+    /// written to least decides.
     pub upto: Position,
 }
 
@@ -231,4 +239,35 @@ pub trait Windowed: Send {
 
     /// Bytes of its states.
     fn memory(&self) -> usize;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(width: i64, origin: i64) -> WindowSpec {
+        WindowSpec { column: 0, width, origin }
+    }
+
+    #[test]
+    fn windows_lie_side_by_side_on_both_sides_of_their_origin() {
+        let windows = spec(10, 3);
+        let starts = [(3, 3), (12, 3), (13, 13), (2, -7), (-7, -7), (-8, -17)];
+        for (time, start) in starts {
+            assert_eq!(windows.start(time), start, "{time}");
+        }
+        assert_eq!(windows.start(i64::MIN), i64::MIN);
+        assert_eq!(spec(10, 1_000_003).start(12), 3);
+    }
+
+    #[test]
+    fn ranges_of_starts_and_of_instants_belong_together() {
+        let windows = spec(10, 0);
+        let range = |first, last| TimeRange { first, last };
+        assert_eq!(windows.times(range(10, 20)), range(10, 29));
+        assert_eq!(windows.times(range(5, 27)), range(10, 29));
+        assert_eq!(windows.starts(range(15, 20)), range(10, 20));
+        assert_eq!(windows.starts(TimeRange::ALL), TimeRange::ALL);
+        assert_eq!(windows.times(TimeRange::ALL), TimeRange::ALL);
+    }
 }

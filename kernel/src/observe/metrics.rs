@@ -253,6 +253,14 @@ families! {
         lagged: IntCounter = "kymo_live_lagged_total",
         /// Times that rows were read again for a subscriber, from the `log` or as a `snapshot`.
         caught_up: IntCounterVec = "kymo_live_caught_up_total" ["from"],
+        /// Memory of the states of queries that are kept by windows.
+        state_bytes: IntGauge = "kymo_live_state_bytes",
+        /// Windows whose states were read from the tables again.
+        rebuilt_windows: IntCounter = "kymo_live_rebuilt_windows_total",
+        /// Windows whose states were forgotten to stay within memory.
+        evicted_windows: IntCounter = "kymo_live_evicted_windows_total",
+        /// Times that a query ran again because commits had touched its result.
+        reruns: IntCounter = "kymo_live_reruns_total",
         /// Time from a commit to handing its rows to a subscriber's connection.
         push_seconds: Histogram = "kymo_live_push_seconds" buckets FAST,
     }

@@ -22,8 +22,10 @@ use kymo_kernel::{Code, Error};
 
 use crate::query::duration::Span;
 
-/// 2000-01-03T00:00:00Z, a Monday.
-const MONDAY: i64 = 946_857_600_000_000_000;
+/// Its name.
+pub(crate) const NAME: &str = "time_bucket";
+/// 2000-01-03T00:00:00Z, a Monday: where buckets of a fixed width are counted from.
+pub(crate) const MONDAY: i64 = 946_857_600_000_000_000;
 /// 2000-01-01T00:00:00Z.
 const MILLENNIUM: i64 = 946_684_800_000_000_000;
 
@@ -45,7 +47,7 @@ impl TimeBucket {
 
 impl ScalarUDFImpl for TimeBucket {
     fn name(&self) -> &str {
-        "time_bucket"
+        NAME
     }
 
     fn signature(&self) -> &Signature {
