@@ -97,6 +97,7 @@ impl System {
             engine.store().clone(),
             engine.feed().clone(),
             answers.follow().clone(),
+            answers.keep().clone(),
             answers.subscriptions.clone(),
         );
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };

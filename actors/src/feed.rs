@@ -28,6 +28,8 @@ pub enum TableFilter {
     Database(String),
     /// One table.
     Table(TableId),
+    /// Some tables.
+    Tables(Vec<TableId>),
 }
 
 impl TableFilter {
@@ -36,6 +38,7 @@ impl TableFilter {
             TableFilter::All => true,
             TableFilter::Database(wanted) => wanted == database,
             TableFilter::Table(wanted) => *wanted == table,
+            TableFilter::Tables(wanted) => wanted.contains(&table),
         }
     }
 }
@@ -400,13 +403,16 @@ mod tests {
         let mut all = hub.subscribe(TableFilter::All, 1 << 20);
         let mut one = hub.subscribe(TableFilter::Table(TableId(1)), 1 << 20);
         let mut database = hub.subscribe(TableFilter::Database("other".to_owned()), 1 << 20);
+        let some = TableFilter::Tables(vec![TableId(2), TableId(3)]);
+        let mut some = hub.subscribe(some, 1 << 20);
         for (table, seq) in [(1, 1), (2, 2), (1, 3)] {
             deliver(&hub, table, seq);
         }
         assert_eq!(words(&mut all), ["rows 1", "rows 2", "rows 3"]);
         assert_eq!(words(&mut one), ["rows 1", "rows 3"]);
         assert_eq!(words(&mut database), ["rows 2"]);
-        drop((all, one, database));
+        assert_eq!(words(&mut some), ["rows 2"]);
+        drop((all, one, database, some));
         assert!(!hub.wanted());
         assert_eq!(hub.subscribers(), 0);
     }

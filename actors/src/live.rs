@@ -7,6 +7,10 @@
 //!                                                 a few events ──► connection
 //! ```
 //!
+//! A query whose rows do not follow from single commits is kept by its owner, the updater: it
+//! tells the query of each commit, gathers what changed for some milliseconds, takes the windows
+//! that were touched, and sends what became of the rows that the subscriber has.
+//!
 //! A subscription enters itself into the feed first and looks at the table's version after
 //! that, so a commit is in the version, in the ring, or in both; positions tell which rows it
 //! has had. Nobody waits for a subscriber: one that does not take its rows lags behind, is
@@ -19,9 +23,11 @@
 
 mod follower;
 mod registry;
+mod sent;
 #[cfg(test)]
 mod tests;
 mod token;
+mod updater;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,19 +39,21 @@ use arrow::datatypes::SchemaRef;
 use futures::Stream;
 use kymo_config::Settings;
 use kymo_kernel::env::{Clock, Env};
-use kymo_kernel::message::{Follow, SessionContext, Statement};
+use kymo_kernel::message::{Follow, Following, Keep, Kept, SessionContext, Statement};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::storage::Store;
-use kymo_kernel::{Error, Result};
+use kymo_kernel::{Code, Error, Result};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::feed::{Hub, TableFilter};
 use follower::Follower;
 use registry::Entry;
 pub use registry::Registry;
+use sent::Sent;
 pub use token::Token;
+use updater::Updater;
 
 /// Events between a subscription and its connection. Few, so that what a slow client has not
 /// taken waits in the ring, where it is counted; more than one, so that the next commit is
@@ -77,6 +85,12 @@ pub enum Op {
     Insert,
     /// Rows, some of which may replace one with the same tags and time: as they were written.
     Upsert,
+    /// Rows of a result in the place of those with the same key.
+    Update,
+    /// Rows of a result that are gone.
+    Delete,
+    /// Starts of windows all of whose rows are void; those that are there now follow.
+    Clear,
 }
 
 impl Op {
@@ -87,6 +101,9 @@ impl Op {
             Op::Snapshot => "snapshot",
             Op::Insert => "insert",
             Op::Upsert => "upsert",
+            Op::Update => "update",
+            Op::Delete => "delete",
+            Op::Clear => "clear",
         }
     }
 }
@@ -145,6 +162,7 @@ struct Inner {
     store: Arc<Store>,
     hub: Arc<Hub>,
     follow: Port<Follow>,
+    keep: Port<Keep>,
     registry: Arc<Registry>,
     /// Snapshots that are read at a time: each takes a query's place.
     snapshots: Semaphore,
@@ -152,6 +170,12 @@ struct Inner {
     buffer_bytes: usize,
     catch_up_bytes: u64,
     check_every: Duration,
+    /// How long changes of windows are gathered.
+    gather_windows: Duration,
+    /// How long changes are gathered for a query that runs again.
+    gather_reruns: Duration,
+    /// Bytes of rows that are remembered as sent, for one subscription.
+    state_bytes: usize,
     /// How long a subscriber may leave its snapshot untouched.
     snapshot_patience: Duration,
 }
@@ -166,6 +190,7 @@ impl Live {
         store: Arc<Store>,
         hub: Arc<Hub>,
         follow: Port<Follow>,
+        keep: Port<Keep>,
         registry: Arc<Registry>,
     ) -> Self {
         let live = &settings.live;
@@ -175,12 +200,16 @@ impl Live {
             store,
             hub,
             follow,
+            keep,
             registry,
             snapshots: Semaphore::new(live.max_snapshots.clamp(1, Semaphore::MAX_PERMITS)),
             max_subscriptions: live.max_subscriptions,
             buffer_bytes: usize::try_from(live.buffer_bytes).unwrap_or(usize::MAX),
             catch_up_bytes: live.catch_up_bytes,
             check_every: Duration::from_millis(live.heartbeat_ms.max(1)),
+            gather_windows: Duration::from_millis(live.window_push_ms),
+            gather_reruns: Duration::from_millis(live.rerun_ms),
+            state_bytes: usize::try_from(live.state_bytes).unwrap_or(usize::MAX),
             snapshot_patience: Duration::from_millis(live.idle_timeout_ms.max(1)),
         }))
     }
@@ -202,19 +231,79 @@ impl Live {
         let inner = &self.0;
         let place = inner.registry.place(inner.max_subscriptions)?;
         let Ask { statement, parameters, session, snapshot, resume } = ask;
+        let (keep, values) = (statement.clone(), parameters.clone());
         let follow = Follow { statement, parameters, session: session.clone() };
-        let following = inner.follow.call(follow).await?;
+        match inner.follow.call(follow).await {
+            Ok(following) => Ok(self.follow(place, following, &session, snapshot, resume)),
+            // Not commit by commit; perhaps as a result that changes.
+            Err(error) if error.code() == Code::Unsupported => {
+                let (statement, parameters) = (keep, values);
+                let keep = Keep { statement, parameters, session: session.clone() };
+                let kept = inner.keep.call(keep).await?;
+                self.update(place, kept, &session, snapshot, resume)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A subscription whose rows follow from each commit alone.
+    fn follow(
+        &self,
+        place: registry::Place,
+        following: Following,
+        session: &SessionContext,
+        snapshot: Option<bool>,
+        resume: Option<Token>,
+    ) -> Subscription {
+        let inner = &self.0;
         let query = following.query;
         let feed = inner.hub.subscribe(TableFilter::Table(query.table().id), inner.buffer_bytes);
-        let entry = Arc::new(Entry::new(&session, &*query, feed.gauge(), inner.clock.now_ns()));
+        let (text, class) = (query.text(), query.class());
+        let entry = Entry::new(session, text, class, feed.gauge(), inner.clock.now_ns());
+        let entry = Arc::new(entry);
+        let snapshot = snapshot.or(following.snapshot).unwrap_or(true);
+        self.subscription(place, entry.clone(), |events| {
+            let follower = Follower::new(self.clone(), query, feed, entry, events);
+            follower.run(snapshot, resume)
+        })
+    }
+
+    /// A subscription to a result that changes.
+    fn update(
+        &self,
+        place: registry::Place,
+        kept: Kept,
+        session: &SessionContext,
+        snapshot: Option<bool>,
+        resume: Option<Token>,
+    ) -> Result<Subscription> {
+        let inner = &self.0;
+        let query = kept.query;
+        let tables = query.tables().iter().map(|table| table.id).collect();
+        let feed = inner.hub.subscribe(TableFilter::Tables(tables), inner.buffer_bytes);
+        let (text, class) = (query.text(), query.class());
+        let entry = Entry::new(session, text, class, feed.gauge(), inner.clock.now_ns());
+        let entry = Arc::new(entry);
+        let (schema, keys) = (query.schema().clone(), query.keys().map(<[usize]>::to_vec));
+        let sent = Sent::new(schema, query.window(), keys, inner.state_bytes)?;
+        let snapshot = snapshot.or(kept.snapshot).unwrap_or(true);
+        Ok(self.subscription(place, entry.clone(), |events| {
+            let updater = Updater::new(self.clone(), query, sent, feed, entry, events);
+            updater.run(snapshot, resume)
+        }))
+    }
+
+    fn subscription<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        place: registry::Place,
+        entry: Arc<Entry>,
+        work: impl FnOnce(mpsc::Sender<Event>) -> F,
+    ) -> Subscription {
         let registered = place.enter(entry.clone());
         let (events, received) = mpsc::channel(EVENTS);
-        let snapshot = snapshot.or(following.snapshot).unwrap_or(true);
-        let follower = Follower::new(self.clone(), query, feed, entry.clone(), events);
-        let work = follower.run(snapshot, resume);
-        let task = inner.pools.spawn(Pool::Query, "subscription", work);
-        let clock = inner.clock.clone();
-        Ok(Subscription { received, entry, clock, _task: task, _registered: registered })
+        let task = self.0.pools.spawn(Pool::Query, "subscription", work(events));
+        let clock = self.0.clock.clone();
+        Subscription { received, entry, clock, _task: task, _registered: registered }
     }
 }
 

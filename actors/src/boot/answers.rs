@@ -8,7 +8,7 @@ use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::env::{Clock, Env};
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::Follow;
+use kymo_kernel::message::{Follow, Keep};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -40,6 +40,7 @@ const WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Answers {
     pub(super) ports: QueryPorts,
     follow: Port<Follow>,
+    keep: Port<Keep>,
     /// The subscriptions that live.
     pub(super) subscriptions: Arc<Registry>,
     running: Arc<Mutex<Option<Running<QueryActor>>>>,
@@ -88,8 +89,9 @@ impl Answers {
             query: running.port(Budget { wait: WAIT, ..Budget::count(queries) }),
         };
         let follow = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
+        let keep = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
         let running = Arc::new(Mutex::new(Some(running)));
-        Ok(Answers { ports, follow, subscriptions, running })
+        Ok(Answers { ports, follow, keep, subscriptions, running })
     }
 
     /// Where queries are planned to be followed.
@@ -97,10 +99,16 @@ impl Answers {
         &self.follow
     }
 
+    /// Where queries are planned whose result is kept up to date.
+    pub(super) fn keep(&self) -> &Port<Keep> {
+        &self.keep
+    }
+
     /// Takes no more statements, and completes once every accepted one is answered.
     pub(super) async fn drain(&self) {
         let QueryPorts { parse, prepare, query } = &self.ports;
-        futures::join!(parse.drain(), prepare.drain(), query.drain(), self.follow.drain());
+        let planning = futures::future::join(self.follow.drain(), self.keep.drain());
+        futures::join!(parse.drain(), prepare.drain(), query.drain(), planning);
     }
 
     pub(super) fn stop(&self) {

@@ -23,7 +23,7 @@ use super::{Event, Live, Op, Token};
 use crate::feed::{self, FeedEvent};
 
 /// Rows of a commit that are evaluated and sent at once: the batch of a query.
-const PART_ROWS: usize = 8192;
+pub(super) const PART_ROWS: usize = 8192;
 /// Why what a client has is void after a deletion: which rows went is not known any more.
 const DELETED: &str = "rows were deleted";
 
@@ -42,7 +42,7 @@ pub(super) struct Follower {
 }
 
 /// The connection is gone, or there is nothing more to follow.
-enum Stop {
+pub(super) enum Stop {
     Gone,
     Failed(Error),
 }
@@ -53,7 +53,7 @@ impl From<Error> for Stop {
     }
 }
 
-type Step<T = ()> = Result<T, Stop>;
+pub(super) type Step<T = ()> = Result<T, Stop>;
 
 impl Follower {
     pub(super) fn new(
@@ -296,7 +296,7 @@ impl Follower {
     }
 }
 
-fn idle() -> Error {
+pub(super) fn idle() -> Error {
     Error::new(Code::Deadline, "the subscriber took nothing of its snapshot for too long")
         .with_hint("read faster, narrow the query, or raise live.idle_timeout_ms")
 }

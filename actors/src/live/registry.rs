@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kymo_kernel::message::{Followed, SessionContext};
+use kymo_kernel::message::SessionContext;
 use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
@@ -40,7 +40,8 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(
         session: &SessionContext,
-        query: &dyn Followed,
+        query: &str,
+        class: &'static str,
         gauge: Gauge,
         since: i64,
     ) -> Self {
@@ -48,8 +49,8 @@ impl Entry {
             id: AtomicU64::new(0),
             user: session.user.clone(),
             database: session.database.clone(),
-            query: query.text().to_owned(),
-            class: query.class(),
+            query: query.to_owned(),
+            class,
             since,
             delivered: AtomicU64::new(0),
             lagged: AtomicU64::new(0),
