@@ -28,7 +28,7 @@ mod live;
 mod plugins;
 
 pub use deletes::{Choose, Delete, Deleted, Doomed};
-pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed};
+pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed, row_bytes};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
 
 /// Something an actor can be asked.

@@ -15,7 +15,7 @@ use arrow::datatypes::{Schema, SchemaRef, TimestampNanosecondType};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows, SortField};
 use kymo_kernel::ids::TimeRange;
-use kymo_kernel::message::WindowSpec;
+use kymo_kernel::message::{WindowSpec, row_bytes};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
 
@@ -107,8 +107,8 @@ impl Sent {
         for (start, batch) in new {
             let old = self.windows.remove(&start);
             self.compare(old.as_ref(), &batch, &mut changes)?;
-            let bytes = self.bytes + batch.get_array_memory_size();
-            self.count(bytes.saturating_sub(old.map_or(0, |old| old.get_array_memory_size())));
+            let bytes = self.bytes + row_bytes(&batch);
+            self.count(bytes.saturating_sub(old.map_or(0, |old| row_bytes(&old))));
             if batch.num_rows() > 0 {
                 self.windows.insert(start, batch);
             }
@@ -186,9 +186,7 @@ impl Sent {
         let (old_keys, new_keys) = match (&self.keys, &self.key) {
             // Equal keys of an empty list: one row at most.
             (Some(keys), _) if keys.is_empty() => (None, None),
-            (Some(keys), Some(key)) => {
-                (Some(keyed(key, old, keys)?), Some(keyed(key, new, keys)?))
-            }
+            (Some(keys), Some(key)) => (Some(keyed(key, old, keys)?), Some(keyed(key, new, keys)?)),
             _ => return multiset(old, new, &old_rows, &new_rows, changes),
         };
         let mut left: HashMap<&[u8], usize> =
@@ -213,7 +211,7 @@ impl Sent {
         let Some(window) = self.window else { return };
         while self.bytes > self.most && self.windows.len() > 1 {
             let Some((start, rows)) = self.windows.pop_first() else { return };
-            self.count(self.bytes.saturating_sub(rows.get_array_memory_size()));
+            self.count(self.bytes.saturating_sub(row_bytes(&rows)));
             self.known_from = self.known_from.max(start.saturating_add(window.width));
             metrics().live.evicted_windows.inc();
         }

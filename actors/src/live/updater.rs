@@ -297,7 +297,7 @@ impl Updater {
         let middle = window.start(first.saturating_add(last.saturating_sub(first) / 2));
         Some([
             TimeRange { first: starts.first, last: middle },
-            TimeRange { first: middle.saturating_add(1), last: starts.last },
+            TimeRange { first: middle.saturating_add(window.width), last: starts.last },
         ])
     }
 

@@ -16,8 +16,8 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use kymo_kernel::env::Clock;
 
 pub(crate) use arithmetic::Operation;
-pub(crate) use bucket::{MONDAY as MILLENNIUM_MONDAY, NAME as TIME_BUCKET};
 pub(crate) use bounded::{Bounds, bounded};
+pub(crate) use bucket::{MONDAY as MILLENNIUM_MONDAY, NAME as TIME_BUCKET};
 
 /// Scalar functions of our own.
 pub(crate) fn scalars(clock: &Arc<dyn Clock>) -> Vec<Arc<ScalarUDF>> {

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use futures::future::BoxFuture;
 
@@ -164,6 +164,13 @@ pub struct Taken {
     /// least those that [`Windowed::apply`] was given. With several tables the one that was
     /// written to least decides.
     pub upto: Position,
+}
+
+/// The bytes of rows, without what their buffers have room for or share with other rows.
+#[must_use]
+pub fn row_bytes(rows: &RecordBatch) -> usize {
+    let bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size();
+    rows.columns().iter().map(|column| bytes(column).unwrap_or_default()).sum()
 }
 
 /// A query whose result is kept by windows of time. One owner; not shared.

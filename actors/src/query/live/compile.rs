@@ -8,7 +8,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
 use kymo_kernel::{Error, Result};
 
@@ -20,7 +20,12 @@ use super::super::scan::shape;
 pub(super) struct Compiled {
     /// The columns of the table that it reads; `None` where no row can ever match.
     input: Option<SchemaRef>,
-    /// From the table upwards.
+    steps: Steps,
+}
+
+/// Conditions and columns, one step after the other.
+pub(super) struct Steps {
+    /// From below upwards.
     steps: Vec<Step>,
     output: SchemaRef,
 }
@@ -38,12 +43,37 @@ enum Step {
 /// Those of the engine; `internal` for a plan of another class.
 pub(super) fn compile(state: &SessionState, plan: &LogicalPlan) -> Result<Compiled> {
     let optimized = state.optimize(plan).map_err(from_engine)?;
-    let mut steps = Vec::new();
-    let mut node = &optimized;
-    let input = loop {
-        let physical = |expr: &datafusion::logical_expr::Expr, below: &LogicalPlan| {
-            state.create_physical_expr(expr.clone(), below.schema()).map_err(from_engine)
-        };
+    let (steps, bottom) = steps(state, &optimized)?;
+    let input = match bottom {
+        // Conditions that a scan was told of are only hints: the filter stays above it.
+        LogicalPlan::TableScan(scan) if scan.fetch.is_none() => {
+            Some(Arc::new(scan.projected_schema.as_arrow().clone()))
+        }
+        LogicalPlan::EmptyRelation(empty) if !empty.produce_one_row => None,
+        other => {
+            return Err(Error::internal(format!(
+                "a query that was to be followed has become {}",
+                other.display()
+            )));
+        }
+    };
+    Ok(Compiled { input, steps })
+}
+
+/// Compiles the conditions and columns at the top of an optimised plan, and gives the node
+/// below them. An order without a limit is passed over.
+///
+/// # Errors
+/// Those of the engine.
+pub(super) fn steps<'a>(
+    state: &SessionState,
+    plan: &'a LogicalPlan,
+) -> Result<(Steps, &'a LogicalPlan)> {
+    let physical = |expr: &Expr, below: &LogicalPlan| {
+        state.create_physical_expr(expr.clone(), below.schema()).map_err(from_engine)
+    };
+    let (mut steps, mut node) = (Vec::new(), plan);
+    loop {
         node = match node {
             LogicalPlan::Projection(projection) => {
                 let exprs = projection.expr.iter().map(|expr| physical(expr, &projection.input));
@@ -59,28 +89,41 @@ pub(super) fn compile(state: &SessionState, plan: &LogicalPlan) -> Result<Compil
                 steps.push(Step::Rename(Arc::new(alias.schema.as_arrow().clone())));
                 &alias.input
             }
-            // Conditions that a scan was told of are only hints: the filter stays above it.
-            LogicalPlan::TableScan(scan) if scan.fetch.is_none() => {
-                break Some(Arc::new(scan.projected_schema.as_arrow().clone()));
-            }
-            LogicalPlan::EmptyRelation(empty) if !empty.produce_one_row => break None,
-            other => {
-                return Err(Error::internal(format!(
-                    "a query that was to be followed has become {}",
-                    other.display()
-                )));
-            }
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => &sort.input,
+            _ => break,
         };
-    };
+    }
     steps.reverse();
-    let output = Arc::new(optimized.schema().as_arrow().clone());
-    Ok(Compiled { input, steps, output })
+    let output = Arc::new(plan.schema().as_arrow().clone());
+    Ok((Steps { steps, output }, node))
+}
+
+impl Steps {
+    /// The shape of what comes out.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.output
+    }
+
+    /// What becomes of rows of the node below.
+    ///
+    /// # Errors
+    /// Those of evaluating expressions.
+    pub(super) fn run(&self, rows: RecordBatch) -> Result<RecordBatch> {
+        let mut batch = rows;
+        for step in &self.steps {
+            if batch.num_rows() == 0 {
+                return Ok(RecordBatch::new_empty(self.output.clone()));
+            }
+            batch = step.run(batch)?;
+        }
+        Ok(batch)
+    }
 }
 
 impl Compiled {
     /// The shape of the result, with the engine's own names.
     pub(super) fn schema(&self) -> &SchemaRef {
-        &self.output
+        &self.steps.output
     }
 
     /// What the query makes of committed rows, in the shape `output`.
@@ -103,14 +146,7 @@ impl Compiled {
     }
 
     fn piece(&self, rows: RecordBatch, output: &SchemaRef) -> Result<RecordBatch> {
-        let mut batch = rows;
-        for step in &self.steps {
-            if batch.num_rows() == 0 {
-                return Ok(RecordBatch::new_empty(output.clone()));
-            }
-            batch = step.run(batch)?;
-        }
-        dress(&batch, output)
+        dress(&self.steps.run(rows)?, output)
     }
 }
 
@@ -138,7 +174,7 @@ impl Step {
 }
 
 /// The same columns under another schema.
-fn dress(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+pub(super) fn dress(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(schema.clone(), batch.columns().to_vec(), &options)
         .map_err(arrow)

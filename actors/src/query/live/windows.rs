@@ -6,9 +6,12 @@
 //! ```
 
 mod dirty;
+mod incremental;
 mod keys;
 mod local;
 mod rerun;
+mod shape;
+mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,17 +19,20 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use kymo_kernel::message::{Keep, Kept};
+use kymo_kernel::message::{Keep, Kept, Windowed};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::{Code, Error, Result};
 
+use super::super::build::has_function;
 use super::super::engine::Engine;
 use super::super::error::from_engine;
 use super::super::names::rename;
 use super::super::provider::KymoTable;
 use super::{planned, wanted};
+use incremental::Incremental;
 use local::{Local, local};
 use rerun::{Rerun, Source};
+use shape::shape;
 
 impl Engine {
     /// Plans a query to be kept.
@@ -47,17 +53,38 @@ impl Engine {
         let plan = state.optimize(&plan).map_err(from_engine)?;
         let schema = rename(&Arc::new(plan.schema().as_arrow().clone()), &planned.names);
         let local = if moving.is_some() { None } else { local(&plan) };
-        let why = why(local.as_ref(), &tables, moving);
+        let own = self.state(&session);
+        let lent = planned.calls.iter().find(|call| !has_function(&own, call));
+        let shape = match (&local, lent) {
+            (None, _) => None,
+            (Some(_), Some(call)) => Some(Err(format!("{} is a function of a plugin", call.key))),
+            (Some(local), None) => Some(shape(&state, &plan, local)?),
+        };
+        let (shape, kept_from) = match shape {
+            Some(Ok(shape)) => (Some(shape), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
+        let why = why(local.as_ref(), &tables, moving, kept_from);
         let most = usize::try_from(self.settings().live.state_bytes).unwrap_or(usize::MAX);
         let engine = self.clone();
         let source = Source { engine, statement, parameters, session, tables, most };
-        let query = Rerun::new(source, local, schema, keys::keys(&plan), why);
-        Ok(Kept { query: Box::new(query), snapshot })
+        let rerun = Rerun::new(source, local.clone(), schema, keys::keys(&plan), why);
+        let query: Box<dyn Windowed> = match (local, shape) {
+            (Some(local), Some(shape)) => Box::new(Incremental::new(rerun, local, shape)),
+            _ => Box::new(rerun),
+        };
+        Ok(Kept { query, snapshot })
     }
 }
 
 /// How a query runs again, for people.
-fn why(local: Option<&Local>, tables: &[Arc<TableDef>], moving: Option<String>) -> String {
+fn why(
+    local: Option<&Local>,
+    tables: &[Arc<TableDef>],
+    moving: Option<String>,
+    kept_from: Option<String>,
+) -> String {
     let list = |tables: &mut dyn Iterator<Item = &Arc<TableDef>>| {
         tables.map(|table| table.name.to_string()).collect::<Vec<_>>().join(", ")
     };
@@ -70,11 +97,12 @@ fn why(local: Option<&Local>, tables: &[Arc<TableDef>], moving: Option<String>) 
         return format!("the query runs again after commits to {whole}: {because}");
     };
     let whole = list(&mut tables.iter().filter(|table| !local.aligned.contains(&table.id)));
-    let windows = "the query runs again for the windows of time that commits touch";
-    if whole.is_empty() {
-        return windows.to_owned();
-    }
-    format!("{windows}; commits to {whole} touch all of them")
+    let because = kept_from.map(|reason| format!(": {reason}")).unwrap_or_default();
+    let also = match whole.is_empty() {
+        true => String::new(),
+        false => format!("; commits to {whole} touch all of them"),
+    };
+    format!("the query runs again for the windows of time that commits touch{also}{because}")
 }
 
 fn refused(why: &str) -> Error {

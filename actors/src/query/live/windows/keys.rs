@@ -42,9 +42,8 @@ pub(super) fn keys(plan: &LogicalPlan) -> Option<Vec<usize>> {
                 return None;
             }
             let columns = def.schema.columns.iter().enumerate();
-            let identity = columns.filter(|(_, column)| {
-                matches!(column.kind, ColumnKind::Tag | ColumnKind::Time)
-            });
+            let identity = columns
+                .filter(|(_, column)| matches!(column.kind, ColumnKind::Tag | ColumnKind::Time));
             let place = |(place, _): (usize, _)| match &scan.projection {
                 Some(places) => places.iter().position(|each| *each == place),
                 None => Some(place),

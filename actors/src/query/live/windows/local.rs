@@ -79,6 +79,13 @@ pub(super) fn local(plan: &LogicalPlan) -> Option<Local> {
     Some(Local { window, aligned: aligned(plan, &way.scans), scans: way.scans })
 }
 
+/// The place of the column with the starts of windows among those of a plan.
+pub(super) fn place(plan: &LogicalPlan, window: WindowSpec) -> Option<usize> {
+    let wanted = Some(Time::Start { width: window.width, origin: window.origin });
+    let ways = ways(plan, &mut 0);
+    ways.iter().find_map(|way| way.columns.iter().position(|time| *time == wanted))
+}
+
 /// The plan for rows of windows with these instants only.
 ///
 /// # Errors
@@ -110,9 +117,8 @@ pub(super) fn within(plan: LogicalPlan, local: &Local, times: TimeRange) -> Resu
 fn during(scan: &TableScan, times: TimeRange) -> Expr {
     let Some((at, zone)) = time_column(scan) else { return lit(true) };
     let column = Expr::Column(scan.projected_schema.columns().swap_remove(at));
-    let bound = |time| {
-        Expr::Literal(ScalarValue::TimestampNanosecond(Some(time), zone.clone()), None)
-    };
+    let bound =
+        |time| Expr::Literal(ScalarValue::TimestampNanosecond(Some(time), zone.clone()), None);
     column.clone().gt_eq(bound(times.first)).and(column.lt_eq(bound(times.last)))
 }
 
@@ -289,9 +295,7 @@ fn of_join(join: &Join, left: &[Way], right: &[Way]) -> Vec<Way> {
         }
         let columns = match join.join_type {
             Inner => [l.columns.clone(), r.columns.clone()].concat(),
-            Right | RightSemi | RightAnti | RightMark => {
-                only_right(&r.columns).unwrap_or_default()
-            }
+            Right | RightSemi | RightAnti | RightMark => only_right(&r.columns).unwrap_or_default(),
             Full => none(width),
             Left | LeftSemi | LeftAnti | LeftMark => only_left(&l.columns).unwrap_or_default(),
         };

@@ -15,6 +15,7 @@ use futures::{Stream, StreamExt};
 use kymo_kernel::ids::{Position, TableId, TimeRange};
 use kymo_kernel::message::{
     BatchStream, Committed, Outcome, SessionContext, Statement, Taken, WindowSpec, Windowed,
+    row_bytes,
 };
 use kymo_kernel::observe::metrics;
 use kymo_kernel::schema::TableDef;
@@ -68,8 +69,7 @@ impl Source {
     ) -> Result<(SchemaRef, BatchStream)> {
         let tables: Arc<dyn Tables> =
             Arc::new(Pinned { tables: self.engine.tables().clone(), versions });
-        let change =
-            move |state: &SessionState, plan| pinned(change(state, plan)?, &tables);
+        let change = move |state: &SessionState, plan| pinned(change(state, plan)?, &tables);
         let (statement, parameters) = (self.statement.clone(), self.parameters.clone());
         let read = self.engine.read(statement, parameters, self.session.clone(), Arc::new(change));
         match read.await? {
@@ -89,7 +89,7 @@ impl Source {
         let (mut rows, mut bytes) = (Vec::new(), 0_usize);
         while let Some(batch) = stream.next().await {
             let batch = batch?;
-            bytes = bytes.saturating_add(batch.get_array_memory_size());
+            bytes = bytes.saturating_add(row_bytes(&batch));
             if bytes > self.most {
                 return Err(too_large(self.most));
             }
@@ -125,11 +125,11 @@ fn same(one: &SchemaRef, other: &SchemaRef) -> bool {
 /// The query.
 pub(super) struct Rerun {
     pub(super) source: Arc<Source>,
-    pub(super) local: Option<Local>,
+    local: Option<Local>,
     pub(super) schema: SchemaRef,
     pub(super) keys: Option<Vec<usize>>,
     pub(super) why: String,
-    dirty: Dirty,
+    pub(super) dirty: Dirty,
 }
 
 impl Rerun {
@@ -196,9 +196,8 @@ pub(super) fn starts(window: WindowSpec, times: &[i64]) -> BTreeSet<i64> {
     let mut last: Option<i64> = None;
     for time in times {
         // Rows of a commit are mostly of one window.
-        let same = last.is_some_and(|start| {
-            *time >= start && time.saturating_sub(start) < window.width
-        });
+        let same =
+            last.is_some_and(|start| *time >= start && time.saturating_sub(start) < window.width);
         if !same {
             let start = window.start(*time);
             starts.insert(start);
