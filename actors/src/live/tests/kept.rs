@@ -227,11 +227,11 @@ fn a_slow_subscriber_ends_with_the_same_rows() {
 fn windows_beyond_the_memory_are_sent_anew() {
     let house = House::new(|settings| {
         fast(settings);
-        settings.live.state_bytes = 2500;
+        settings.live.state_bytes = 8000;
     });
     house.run(async |system| {
         keyed(&system).await;
-        for window in 0..30 {
+        for window in 0..300 {
             points(&system, &[("a", window * 10, 1.0), ("b", window * 10, 1.0)]).await;
         }
         let mut subscription = follow(&system, BY_WINDOW, None).await.unwrap();
@@ -239,7 +239,7 @@ fn windows_beyond_the_memory_are_sent_anew() {
         mirror.until(&mut subscription, "end").await;
         mirror.until_equal(&mut subscription, &sql(&system, BY_WINDOW).await.unwrap()).await;
         mirror.notices.clear();
-        points(&system, &[("c", 5, 1.0), ("a", 11, 1.0), ("a", 295, 1.0)]).await;
+        points(&system, &[("c", 5, 1.0), ("a", 11, 1.0), ("a", 2995, 1.0)]).await;
         mirror.until_equal(&mut subscription, &sql(&system, BY_WINDOW).await.unwrap()).await;
         assert!(mirror.notices.contains(&"clear".to_owned()), "{:?}", mirror.notices);
         assert!(!mirror.notices.contains(&"resync".to_owned()), "{:?}", mirror.notices);
@@ -250,7 +250,7 @@ fn windows_beyond_the_memory_are_sent_anew() {
 fn a_result_beyond_the_memory_ends_with_the_name_of_the_setting() {
     let house = House::new(|settings| {
         fast(settings);
-        settings.live.state_bytes = 100;
+        settings.live.state_bytes = 1;
     });
     house.run(async |system| {
         keyed(&system).await;
