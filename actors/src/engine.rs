@@ -236,6 +236,7 @@ fn start_catalog(
         max_plugins: settings.plugins.max_plugins,
         max_versions: settings.plugins.max_versions,
         max_transforms: settings.plugins.max_transforms,
+        max_continuous: settings.continuous.max_queries,
     };
     let (store, writers) = (store.clone(), writers.clone());
     let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);

@@ -10,6 +10,7 @@ mod build;
 mod catalog;
 mod command;
 mod context;
+mod continuous;
 mod ddl;
 mod delete;
 mod duration;
@@ -63,7 +64,7 @@ use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
 
 pub use system::{
-    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SubscriptionRow,
+    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SubscriptionRow,
     SupervisionRow, TransformRow,
 };
 

@@ -58,6 +58,8 @@ section! {
         pg: Pg = Pg::default(),
         /// Live data: subscriptions, the WebSocket and event streams.
         live: Live = Live::default(),
+        /// Continuous queries.
+        continuous: Continuous = Continuous::default(),
         /// Plugins.
         plugins: Plugins = Plugins::default(),
         /// Logs, metrics and traces.
@@ -327,6 +329,29 @@ section! {
         /// Web sites whose pages may open a WebSocket, beside the server's own, as
         /// `https://host:port`.
         allowed_origins: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// Continuous queries.
+    Continuous {
+        /// How many there may be.
+        max_queries: usize = 1000,
+        /// Time between a change and the evaluation of its windows, for queries without `EVERY`.
+        delay_ms: u64 = 1000,
+        /// How often the places that queries have reached are kept; what a crash makes them
+        /// compute again.
+        cursor_ms: u64 = 5000,
+        /// How often queries are compared with their definitions and tables.
+        check_ms: u64 = 1000,
+        /// Rows of a result above which windows are taken fewer at a time.
+        piece_rows: usize = 65_536,
+        /// Rows of results that one query remembers to write only what changed.
+        memory_bytes: u64 = 16 * MIB,
+        /// Failures in a row after which a query is paused.
+        max_failures: u32 = 5,
+        /// The pause after a failure, which doubles with each further one, up to five minutes.
+        retry_ms: u64 = 1000,
     }
 }
 

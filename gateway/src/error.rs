@@ -35,9 +35,10 @@ pub fn status(code: Code) -> StatusCode {
         | Code::Settings => StatusCode::BAD_REQUEST,
         Code::NotAuthenticated => StatusCode::UNAUTHORIZED,
         Code::NotAuthorized => StatusCode::FORBIDDEN,
-        Code::DatabaseNotFound | Code::TableNotFound | Code::PluginNotFound => {
-            StatusCode::NOT_FOUND
-        }
+        Code::DatabaseNotFound
+        | Code::TableNotFound
+        | Code::PluginNotFound
+        | Code::QueryNotFound => StatusCode::NOT_FOUND,
         Code::AlreadyExists | Code::InUse => StatusCode::CONFLICT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::TypeConflict | Code::PluginFailed => StatusCode::UNPROCESSABLE_ENTITY,
@@ -70,7 +71,7 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::ColumnNotFound => "42703",
         Code::FunctionNotFound => "42883",
         Code::SettingNotFound => "42704",
-        Code::PluginNotFound => "42704",
+        Code::PluginNotFound | Code::QueryNotFound => "42704",
         // dependent_objects_still_exist
         Code::InUse => "2BP01",
         // object_not_in_prerequisite_state

@@ -50,6 +50,8 @@ codes! {
     SettingNotFound = "setting_not_found",
     /// A named plugin, or a version of it, does not exist.
     PluginNotFound = "plugin_not_found",
+    /// A named continuous query does not exist.
+    QueryNotFound = "query_not_found",
     /// Something that others use and that would be lost to them.
     InUse = "in_use",
     /// A plugin that is suspended, disabled or failed to load.

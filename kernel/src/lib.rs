@@ -11,6 +11,7 @@
 
 pub mod actor;
 pub mod cancel;
+pub mod continuous;
 pub mod digest;
 pub mod env;
 pub mod error;

@@ -23,10 +23,12 @@ use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
+mod continuous;
 mod deletes;
 mod live;
 mod plugins;
 
+pub use continuous::ContinuousDdl;
 pub use deletes::{Choose, Delete, Deleted, Doomed};
 pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed, row_bytes};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
@@ -227,6 +229,8 @@ pub enum Ddl {
     PutUser(User),
     /// Changes plugins; asked by their manager only.
     Plugin(PluginDdl),
+    /// Changes continuous queries.
+    Continuous(ContinuousDdl),
 }
 
 /// What a retention is set for.

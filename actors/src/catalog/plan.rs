@@ -18,6 +18,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use crate::ingest::check::conflict;
 
+mod continuous;
 pub(crate) mod plugins;
 
 /// How much may be defined.
@@ -33,6 +34,8 @@ pub struct Limits {
     pub max_versions: usize,
     /// Transforms of one table.
     pub max_transforms: usize,
+    /// Continuous queries.
+    pub max_continuous: usize,
 }
 
 /// What a change of definitions comes to.
@@ -89,6 +92,7 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
             Ok(Plan { ops: vec![Op::PutUser { user: user.clone() }], ..Plan::default() })
         }
         Ddl::Plugin(change) => plugins::plan(snapshot, change, limits),
+        Ddl::Continuous(change) => continuous::plan(snapshot, change, limits),
     }
 }
 
@@ -322,6 +326,7 @@ mod tests {
         max_plugins: 1,
         max_versions: 1,
         max_transforms: 1,
+        max_continuous: 2,
     };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {

@@ -7,6 +7,7 @@ use datafusion::sql::sqlparser::ast;
 use kymo_kernel::Error;
 use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
 
+use super::continuous::Continuous;
 use super::plugin::Called;
 
 /// A parsed statement, as it travels inside [`kymo_kernel::message::Statement`].
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Cursor(Cursor),
     /// `SUBSCRIBE TO …`, or `EXPLAIN` of it.
     Subscribe(Subscribe),
+    /// Continuous queries and downsampling policies.
+    Continuous(Box<Continuous>),
     /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …
     Nothing,
 }
@@ -205,6 +208,10 @@ pub(crate) enum Show {
     CreateTable(PartialName),
     /// `SHOW PLUGINS`.
     Plugins,
+    /// `SHOW CONTINUOUS QUERIES`.
+    ContinuousQueries,
+    /// `SHOW DOWNSAMPLING POLICIES`.
+    DownsamplingPolicies,
     /// `SHOW ALL`.
     All,
     /// `SHOW name`.

@@ -26,6 +26,14 @@ pub(super) fn readable(value: &mut Expr, to: &DataType) -> bool {
     }
 }
 
+/// The instant that a text stands for, in nanoseconds since 1970; `None` where it is none, or
+/// none that columns can hold.
+pub(super) fn read(text: &str) -> Option<i64> {
+    let full = with_seconds(text);
+    let instant = string_to_datetime(&Utc, full.as_deref().unwrap_or(text.trim())).ok()?;
+    instant.timestamp_nanos_opt()
+}
+
 /// Puts the nearest instant that exists in the place of a constant one that lies beyond those
 /// that columns can hold; answers whether it did.
 pub(super) fn within_range(value: &mut Expr) -> bool {

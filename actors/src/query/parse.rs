@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned, Retained};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{ddl, delete, live, manage, utility};
+use super::{continuous, ddl, delete, live, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -219,6 +219,9 @@ fn command(
     }
     if let Some(subscription) = live::read(text, offset, tokens, rewriter)? {
         return Ok(subscription);
+    }
+    if let Some(continuous) = continuous::read(parser, text, offset, tokens, rewriter)? {
+        return Ok(continuous);
     }
     if let Some((name, hold)) = utility::declare(parser)? {
         // What follows FOR is a statement of its own.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use kymo_kernel::continuous::ContinuousDef;
 use kymo_kernel::message::SessionContext;
 use kymo_kernel::plugin::PluginDef;
 use kymo_kernel::schema::{ColumnKind, TableDef};
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
 
+use super::allow::{HIDDEN, sees};
 use super::catalog::{table_names, user_schemas};
 use super::command::{PartialName, Show};
 use super::text::nearest;
@@ -62,6 +64,42 @@ pub(super) fn rows(
             let rows = snapshot.plugins.values().map(row).collect();
             table(&["plugin", "version", "state", "reason", "digest"], rows)
         }
+        Show::ContinuousQueries => {
+            let queries = snapshot.continuous.values();
+            let own = queries.filter(|query| query.name.database == session.database);
+            let row = |query: &Arc<ContinuousDef>| {
+                vec![
+                    Some(query.name.name.clone()),
+                    Some(query.target.to_string()),
+                    query.every_ns.map(system::length),
+                    query.lateness_ns.map(system::length),
+                    Some(query.state().to_owned()),
+                    query.paused.as_ref().map(|pause| pause.reason.clone()),
+                    Some(shown_text(query, session)),
+                ]
+            };
+            let names =
+                ["name", "target", "every", "allowed_lateness", "state", "reason", "query"];
+            table(&names, own.map(row).collect())
+        }
+        Show::DownsamplingPolicies => {
+            let queries = snapshot.continuous.values();
+            let own = queries.filter(|query| query.name.database == session.database);
+            let row = |query: &Arc<ContinuousDef>| {
+                let policy = query.policy.as_ref()?;
+                Some(vec![
+                    Some(query.name.name.clone()),
+                    Some(policy.table.to_string()),
+                    Some(system::length(policy.after_ns)),
+                    Some(system::length(policy.width_ns)),
+                    Some(query.target.to_string()),
+                    Some(query.state().to_owned()),
+                    Some(shown_text(query, session)),
+                ])
+            };
+            let names = ["name", "table", "after", "to", "target", "state", "query"];
+            table(&names, own.filter_map(row).collect())
+        }
         Show::All => {
             let rows = guc::all(session).into_iter();
             let rows = rows.map(|(name, value, about)| vec![Some(name), Some(value), Some(about)]);
@@ -72,6 +110,10 @@ pub(super) fn rows(
             table(&[&shown_name(name)], vec![vec![Some(value)]])
         }
     }
+}
+
+fn shown_text(query: &ContinuousDef, session: &SessionContext) -> String {
+    if sees(session, &query.user) { query.text.clone() } else { HIDDEN.to_owned() }
 }
 
 /// PostgreSQL spells a few names with capitals in the answer.

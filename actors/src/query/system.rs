@@ -26,12 +26,15 @@ use super::context::Caller;
 use super::retention;
 use super::running::Running;
 
+mod continuous;
 mod plugins;
 
 pub(super) use rejected::Rejected;
 
 mod rejected;
 
+pub use continuous::ContinuousRow;
+pub(super) use continuous::length;
 pub use plugins::{PluginLogRow, PluginRow, PluginVersionRow, TransformRow};
 
 /// The name of the schema.
@@ -57,6 +60,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Subscriptions, oldest first.
     fn subscriptions(&self) -> Vec<SubscriptionRow> {
+        Vec::new()
+    }
+
+    /// What continuous queries have done.
+    fn continuous(&self) -> Vec<ContinuousRow> {
         Vec::new()
     }
 
@@ -466,7 +474,7 @@ fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Opt
 
 /// Every system table.
 fn all() -> impl Iterator<Item = &'static SystemTable> {
-    TABLES.iter().chain(plugins::TABLES)
+    TABLES.iter().chain(plugins::TABLES).chain(continuous::TABLES)
 }
 
 /// The names of the system tables.

@@ -147,6 +147,12 @@ fn show(parser: &mut Parser) -> Read {
         Show::CreateTable(table_name(parser)?)
     } else if take(parser, "PLUGINS") {
         Show::Plugins
+    } else if word_is(&parser.peek_nth_token(1).token, "QUERIES") && take(parser, "CONTINUOUS") {
+        parser.advance_token();
+        Show::ContinuousQueries
+    } else if word_is(&parser.peek_nth_token(1).token, "POLICIES") && take(parser, "DOWNSAMPLING") {
+        parser.advance_token();
+        Show::DownsamplingPolicies
     } else if take(parser, "ALL") {
         Show::All
     } else {

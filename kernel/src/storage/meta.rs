@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::continuous::{Advance, ContinuousDef, Mark, QueryName};
 use crate::error::{Code, Error, Result};
 use crate::ids::{
     ColumnId, Epoch, MetaVersion, PartitionId, Position, SegmentId, Slot, TableId, TimeRange,
@@ -26,10 +27,13 @@ use crate::schema::{DEFAULT_DATABASE, TableDef, TableName};
 use crate::user::User;
 
 pub mod codec;
+mod continuous;
 mod plugins;
 pub mod retention;
 
 use retention::{RetentionOf, Retentions};
+
+pub use continuous::{ContinuousQueries, Cursors};
 
 /// The newest layout of data that this build writes and reads. A store that asks for a
 /// newer reader is refused.
@@ -183,6 +187,10 @@ pub struct Snapshot {
     pub transforms: Arc<Transforms>,
     /// How long rows are kept.
     pub retentions: Arc<Retentions>,
+    /// Continuous queries by name.
+    pub continuous: Arc<ContinuousQueries>,
+    /// How far they have brought their targets.
+    pub cursors: Arc<Cursors>,
 }
 
 impl Default for Snapshot {
@@ -203,6 +211,8 @@ impl Default for Snapshot {
             functions: Arc::default(),
             transforms: Arc::default(),
             retentions: Arc::default(),
+            continuous: Arc::default(),
+            cursors: Arc::default(),
         }
     }
 }
@@ -356,6 +366,23 @@ pub enum Op {
         /// The retention that it went by, in nanoseconds.
         retention_ns: i64,
     },
+    /// Creates a continuous query or changes it; its revision must be the next.
+    PutContinuous {
+        /// The definition.
+        query: ContinuousDef,
+        /// Where a new one begins; nothing for one that exists.
+        marks: BTreeMap<TableId, Mark>,
+    },
+    /// Removes a continuous query with its cursor; it must exist.
+    DropContinuous {
+        /// Its name.
+        name: QueryName,
+    },
+    /// Moves cursors of continuous queries; those that are gone are passed over.
+    AdvanceContinuous {
+        /// Each query once.
+        advances: Vec<Advance>,
+    },
 }
 
 fn conflict(what: impl Into<String>) -> Error {
@@ -417,6 +444,7 @@ impl Snapshot {
             }
             Op::Replace { table, inputs, outputs } => self.replace(*table, inputs, outputs),
             Op::Delete { table, inputs, outputs } => {
+                self.continuous_rows_gone(*table, inputs);
                 self.replace(*table, inputs, outputs)?;
                 self.table_mut(*table)?.deletions += 1;
                 Ok(())
@@ -450,6 +478,12 @@ impl Snapshot {
             Op::Expire { table, inputs, outputs, retention_ns } => {
                 self.expire(*table, inputs, outputs, *retention_ns)
             }
+            Op::PutContinuous { query, marks } => self.put_continuous(query, marks),
+            Op::DropContinuous { name } => self.drop_continuous(name),
+            Op::AdvanceContinuous { advances } => {
+                advances.iter().for_each(|advance| self.advance_continuous(advance));
+                Ok(())
+            }
         }
     }
 
@@ -468,6 +502,7 @@ impl Snapshot {
             ));
         }
         self.forget_database_retention(name);
+        self.drop_continuous_of(name)?;
         let inside: Vec<TableId> = self
             .names
             .iter()

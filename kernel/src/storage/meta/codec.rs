@@ -15,8 +15,8 @@
 //! The records are types of their own and never change once released: a new layout gets a
 //! new format version and new records beside these. New kinds of [`OpRecord`] go to its end.
 //! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
-//! format's record in a checkpoint. Format 3 added deletions and retention, and the record of
-//! [`keeping`] behind that.
+//! format's record in a checkpoint. Format 3 added deletions, retention and continuous queries,
+//! and the records of [`keeping`] and [`continuous`] behind that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::continuous::Advance;
 use crate::error::{Code, Error, Result};
 use crate::ids::{ColumnId, Epoch, MetaVersion, PartitionId, Position, SegmentId, Seq, Slot};
 use crate::ids::{TableId, TimeRange};
@@ -36,9 +37,11 @@ use crate::storage::meta::{Assignment, Author, ColumnStats, Edit, NodeMeta, Op, 
 use crate::storage::meta::{SegmentMeta, Snapshot, TableMeta};
 use crate::user::{ScramVerifier, User};
 
+mod continuous;
 mod keeping;
 mod plugins;
 
+use continuous::{AdvanceRecord, ContinuousRecord, ContinuousRecords, MarkRecord};
 use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
 
@@ -75,6 +78,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
         SnapshotRecord::from(snapshot),
         PluginsRecord::from(snapshot),
         KeepingRecord::from(snapshot),
+        ContinuousRecords::from(snapshot),
     );
     seal(SNAPSHOT_MAGIC, snapshot.version, &body)
 }
@@ -85,17 +89,19 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_snapshot(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Snapshot> {
     let (format, body) = open(SNAPSHOT_MAGIC, file, version, bytes)?;
-    let (record, plugins, keeping) = match format {
-        1 => (decode(file, body)?, PluginsRecord::default(), KeepingRecord::default()),
+    let (record, plugins, keeping, continuous) = match format {
+        1 => (decode(file, body)?, Default::default(), Default::default(), Default::default()),
         2 => {
             let (record, plugins) = decode::<(SnapshotRecord, PluginsRecord)>(file, body)?;
-            (record, plugins, KeepingRecord::default())
+            (record, plugins, KeepingRecord::default(), ContinuousRecords::default())
         }
-        _ => decode::<(SnapshotRecord, PluginsRecord, KeepingRecord)>(file, body)?,
+        _ => decode(file, body)?,
     };
+    let (record, plugins): (SnapshotRecord, PluginsRecord) = (record, plugins);
     let mut snapshot = record.into_snapshot(version);
     plugins.add_to(&mut snapshot);
     keeping.add_to(&mut snapshot);
+    continuous.add_to(&mut snapshot);
     Ok(snapshot)
 }
 
@@ -273,6 +279,9 @@ enum OpRecord {
     Delete { table: u64, inputs: Vec<u128>, outputs: Vec<SegmentRecord> },
     SetRetention { of: RetentionOfRecord, retention_ns: Option<i64> },
     Expire { table: u64, inputs: Vec<u128>, outputs: Vec<SegmentRecord>, retention_ns: i64 },
+    PutContinuous { query: ContinuousRecord, marks: Vec<MarkRecord> },
+    DropContinuous([String; 2]),
+    AdvanceContinuous(Vec<AdvanceRecord>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -617,6 +626,14 @@ impl From<&Op> for OpRecord {
                 outputs: outputs.iter().map(SegmentRecord::from).collect(),
                 retention_ns: *retention_ns,
             },
+            Op::PutContinuous { query, marks } => OpRecord::PutContinuous {
+                query: query.into(),
+                marks: continuous::mark_records(marks),
+            },
+            Op::DropContinuous { name } => OpRecord::DropContinuous(continuous::name_parts(name)),
+            Op::AdvanceContinuous { advances } => {
+                OpRecord::AdvanceContinuous(advances.iter().map(AdvanceRecord::from).collect())
+            }
         }
     }
 }
@@ -670,6 +687,16 @@ impl From<OpRecord> for Op {
                 outputs: outputs.into_iter().map(SegmentMeta::from).collect(),
                 retention_ns,
             },
+            OpRecord::PutContinuous { query, marks } => {
+                Op::PutContinuous { query: query.into(), marks: continuous::marks(marks) }
+            }
+            OpRecord::DropContinuous(name) => {
+                Op::DropContinuous { name: continuous::query_name(name) }
+            }
+            OpRecord::AdvanceContinuous(advances) => {
+                let advances = advances.into_iter().map(Advance::from).collect();
+                Op::AdvanceContinuous { advances }
+            }
         }
     }
 }
@@ -722,6 +749,8 @@ impl SnapshotRecord {
             functions: Arc::default(),
             transforms: Arc::default(),
             retentions: Arc::default(),
+            continuous: Arc::default(),
+            cursors: Arc::default(),
         }
     }
 }

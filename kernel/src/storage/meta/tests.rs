@@ -1,4 +1,4 @@
-//! Random edits of plugins, functions, transforms and tables: whatever is accepted leaves no
+//! Random edits of plugins, functions, transforms, tables and continuous queries: whatever is accepted leaves no
 //! reference without its object, and both files of the metadata log bring it back as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,6 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::digest::Digest;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
 use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};
@@ -65,6 +66,14 @@ fn files_of_the_first_format_are_read() {
     assert_eq!(codec::decode_edits(Path::new("e"), version, edit).unwrap(), [first_format()]);
     let expected = Snapshot { version, ..Snapshot::default().apply(&first_format()).unwrap() };
     let checkpoint = include_bytes!("testdata/format1.snap");
+    assert_eq!(codec::decode_snapshot(Path::new("s"), version, checkpoint).unwrap(), expected);
+}
+
+#[test]
+fn files_of_the_second_format_are_read() {
+    let version = MetaVersion(9);
+    let expected = Snapshot { version, ..Snapshot::default().apply(&first_format()).unwrap() };
+    let checkpoint = include_bytes!("testdata/format2.snap");
     assert_eq!(codec::decode_snapshot(Path::new("s"), version, checkpoint).unwrap(), expected);
 }
 
@@ -173,7 +182,54 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => "[de]".prop_map(|name| Op::CreateDatabase { name }),
         1 => "[de]".prop_map(|name| Op::DropDatabase { name }),
+        4 => (continuous(), marks()).prop_map(|(query, marks)| Op::PutContinuous { query, marks }),
+        1 => query_name().prop_map(|name| Op::DropContinuous { name }),
+        2 => (0..3u128, marks(), 0..4u64).prop_map(|(id, marks, gone)| Op::AdvanceContinuous {
+            advances: vec![Advance { id: Uuid::from_u128(id), marks, gone }],
+        }),
     ]
+}
+
+fn query_name() -> impl Strategy<Value = QueryName> {
+    (prop_oneof![Just("kymo"), Just("d")], "[vw]")
+        .prop_map(|(database, name)| QueryName { database: database.to_owned(), name })
+}
+
+fn marks() -> impl Strategy<Value = BTreeMap<TableId, Mark>> {
+    let mark = (any::<u64>(), proptest::option::of(any::<i64>())).prop_map(|(seq, newest)| Mark {
+        position: Position { epoch: Epoch(2), seq: crate::ids::Seq(seq), ..Position::default() },
+        newest,
+    });
+    proptest::collection::btree_map((1..4u64).prop_map(TableId), mark, 0..3)
+}
+
+fn continuous() -> impl Strategy<Value = ContinuousDef> {
+    (
+        (query_name(), 0..3u128, 1..4u64, settings()),
+        proptest::option::of(1..9i64),
+        proptest::option::of(1..9i64),
+        proptest::option::of("[a-z]{0,4}"),
+        any::<bool>(),
+    )
+        .prop_map(|((name, id, revision, settings), every_ns, lateness_ns, reason, policy)| {
+            let raw = TableName::new("kymo", "cpu");
+            ContinuousDef {
+                id: Uuid::from_u128(id),
+                name,
+                revision,
+                text: "SELECT 1".to_owned(),
+                schema: "public".to_owned(),
+                user: "ada".to_owned(),
+                settings,
+                target: TableName::new("kymo", "cpu_1m"),
+                sources: vec![raw.clone()],
+                every_ns,
+                lateness_ns,
+                policy: policy.then_some(Downsampling { table: raw, after_ns: 7, width_ns: 1 }),
+                created_ns: 3,
+                paused: reason.map(|reason| Pause { reason, failed: true, since_ns: 5 }),
+            }
+        })
 }
 
 fn check(snapshot: &Snapshot) {
@@ -183,6 +239,11 @@ fn check(snapshot: &Snapshot) {
         plugin.check().unwrap();
     }
     assert!(snapshot.functions.values().all(|each| plugins.contains(&each.plugin)));
+    for (name, query) in snapshot.continuous.iter() {
+        assert!(*name == query.name && snapshot.databases.contains(&name.database));
+    }
+    let queries: BTreeSet<Uuid> = snapshot.continuous.values().map(|query| query.id).collect();
+    assert_eq!(queries, snapshot.cursors.keys().copied().collect());
     for (table, chain) in snapshot.transforms.iter() {
         assert!(snapshot.tables.contains_key(table) && !chain.is_empty());
         assert!(chain.iter().all(|each| plugins.contains(&each.plugin)));
@@ -243,6 +304,79 @@ proptest! {
         let read = codec::decode_snapshot(Path::new("s"), snapshot.version, &bytes).unwrap();
         prop_assert_eq!(read, snapshot);
     }
+}
+
+fn segment(table: TableId, time: TimeRange) -> SegmentMeta {
+    SegmentMeta {
+        id: SegmentId(ulid::Ulid(u128::from(table.0))),
+        table,
+        schema_version: 1,
+        path: String::new(),
+        bytes: 1,
+        rows: 1,
+        time,
+        slots: (Slot(0), Slot(0)),
+        key_min: Vec::new(),
+        key_max: Vec::new(),
+        partition: PartitionId::ONLY,
+        seq_range: (Position::default(), Position::default()),
+        level: 0,
+        footer: 0,
+        checksum: 0,
+        late: None,
+        columns: Vec::new(),
+    }
+}
+
+#[test]
+fn deletions_are_kept_until_a_target_reflects_them() {
+    let times = |first| TimeRange { first, last: first + 1 };
+    let mut cursor = Cursor::default();
+    let all = MAX_GONE as u64 + 10;
+    for number in 1..=all {
+        cursor.delete(times(i64::try_from(number).unwrap() * 10));
+    }
+    assert_eq!((cursor.gone.len(), cursor.last_gone), (MAX_GONE, all));
+    let joined = cursor.gone.first_key_value().unwrap();
+    assert_eq!(joined, (&11, &TimeRange { first: 10, last: 111 }));
+    let apply = |snapshot: &Snapshot, op| {
+        snapshot.apply(&Edit { ops: vec![op], ..first_format() }).unwrap()
+    };
+    let id = Uuid::from_u128(1);
+    let mut snapshot = apply(&Snapshot::default(), Op::PutContinuous {
+        query: ContinuousDef {
+            id,
+            name: QueryName { database: "kymo".to_owned(), name: "v".to_owned() },
+            revision: 1,
+            text: String::new(),
+            schema: String::new(),
+            user: String::new(),
+            settings: BTreeMap::new(),
+            target: TableName::new("kymo", "out"),
+            sources: vec![TableName::new("kymo", "cpu")],
+            every_ns: None,
+            lateness_ns: None,
+            policy: None,
+            created_ns: 0,
+            paused: None,
+        },
+        marks: BTreeMap::new(),
+    });
+    for (number, name) in [(1, "other"), (2, "cpu"), (3, "cpu")] {
+        let id = TableId(snapshot.next_table.0);
+        let def = TableDef { id, name: TableName::new("kymo", name), ..table(id.0) };
+        let segment = segment(id, times(number));
+        let inputs = vec![segment.id];
+        let flushed_upto = Position::default();
+        let segments = vec![segment];
+        snapshot = apply(&snapshot, Op::PutTable { def });
+        snapshot = apply(&snapshot, Op::AddSegments { table: id, segments, flushed_upto });
+        snapshot = apply(&snapshot, Op::Delete { table: id, inputs, outputs: Vec::new() });
+        snapshot = apply(&snapshot, Op::DropTable { table: id });
+    }
+    let advance = Advance { id, marks: BTreeMap::new(), gone: 1 };
+    let snapshot = apply(&snapshot, Op::AdvanceContinuous { advances: vec![advance] });
+    assert_eq!(snapshot.cursors[&id].gone, BTreeMap::from([(2, times(3))]));
 }
 
 #[test]
