@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use answers::Answers;
+use continuous::Continuing;
 use plugins::Plugins;
 
 use crate::engine::Engine;
@@ -36,6 +37,7 @@ use crate::plugin_manager::{self, Download};
 use crate::session::Session;
 
 mod answers;
+mod continuous;
 mod plugins;
 mod status;
 
@@ -52,6 +54,7 @@ struct Inner {
     plugins: Plugins,
     answers: Answers,
     live: Live,
+    continuing: Continuing,
     shutdown: Shutdown,
     fatal: watch::Sender<Option<Error>>,
     ready: AtomicBool,
@@ -100,6 +103,8 @@ impl System {
             answers.keep().clone(),
             answers.subscriptions.clone(),
         );
+        let continuing =
+            Continuing::start(&settings, &env, &pools, &supervisor, &engine, &answers);
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
@@ -112,6 +117,7 @@ impl System {
             plugins,
             answers,
             live,
+            continuing,
             shutdown,
             fatal,
             ready: AtomicBool::new(true),
@@ -288,6 +294,11 @@ impl System {
         let engine = self.0.engine.clone();
         plan.on(Phase::Schedulers, "compactor", move || async move {
             engine.stop_background();
+            Ok(())
+        });
+        let continuing = self.0.continuing.clone();
+        plan.on(Phase::Schedulers, "continuous queries", move || async move {
+            continuing.stop().await;
             Ok(())
         });
         let answers = self.0.answers.clone();

@@ -50,8 +50,9 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use kymo_config::Settings;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
+use kymo_kernel::continuous::ContinuousDef;
 use kymo_kernel::env::Env;
-use kymo_kernel::ids::TableId;
+use kymo_kernel::ids::{TableId, TimeRange};
 use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse, PluginCommand, PluginDone, Prepare,
     Query, Write,
@@ -62,6 +63,9 @@ use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
+use tokio::sync::mpsc;
+
+use crate::continuous::{Progress, Registry};
 
 pub use system::{
     ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SubscriptionRow,
@@ -86,6 +90,17 @@ pub trait Changes: Send + Sync + 'static {
     fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>>;
     /// Writes rows.
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
+    /// Says that continuous queries were changed.
+    fn continuous_changed(&self);
+    /// Has a continuous query compute windows again.
+    ///
+    /// # Errors
+    /// `unsupported` where it does not run, `busy` while it does an earlier backfill.
+    fn backfill(
+        &self,
+        query: &ContinuousDef,
+        times: TimeRange,
+    ) -> Result<mpsc::Receiver<Result<Progress>>>;
     /// Removes rows.
     fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>>;
 }
@@ -98,6 +113,8 @@ pub struct Ports {
     pub write: Port<Write>,
     /// To the deleter.
     pub delete: Port<Delete>,
+    /// The continuous queries that run, where they do.
+    pub continuous: Option<Arc<Registry>>,
     /// To the plugin manager, where there is one.
     pub plugins: Option<Port<PluginCommand>>,
 }
@@ -121,6 +138,23 @@ impl Changes for Ports {
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>> {
         let port = self.write.clone();
         Box::pin(async move { port.call(write).await })
+    }
+
+    fn continuous_changed(&self) {
+        if let Some(registry) = &self.continuous {
+            registry.wake();
+        }
+    }
+
+    fn backfill(
+        &self,
+        query: &ContinuousDef,
+        times: TimeRange,
+    ) -> Result<mpsc::Receiver<Result<Progress>>> {
+        match &self.continuous {
+            Some(registry) => registry.backfill(query, times),
+            None => Err(Error::new(Code::Unsupported, "continuous queries do not run here")),
+        }
     }
 
     fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>> {

@@ -75,6 +75,9 @@ pub struct Downsampling {
     pub after_ns: i64,
     /// The width of its windows in nanoseconds.
     pub width_ns: i64,
+    /// Whether the table was given its retention: not before everything in it was part of the
+    /// target, and once only, so that what somebody sets afterwards stays.
+    pub retained: bool,
 }
 
 /// Why a continuous query does not run.

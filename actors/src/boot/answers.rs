@@ -19,11 +19,12 @@ use kymo_plugins::{Entry, PluginHost, PluginVersion};
 use parking_lot::Mutex;
 
 use super::plugins::Plugins;
+use crate::continuous;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
 use crate::live::Registry;
 use crate::query::{
-    ActorRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
+    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
     QueryService, SubscriptionRow, SupervisionRow, Tables, TransformRow,
 };
 use crate::session::QueryPorts;
@@ -43,6 +44,8 @@ pub(super) struct Answers {
     keep: Port<Keep>,
     /// The subscriptions that live.
     pub(super) subscriptions: Arc<Registry>,
+    /// The continuous queries that run.
+    pub(super) continuous: Arc<continuous::Registry>,
     running: Arc<Mutex<Option<Running<QueryActor>>>>,
 }
 
@@ -55,10 +58,12 @@ impl Answers {
         engine: &Engine,
         plugins: &Plugins,
     ) -> Result<Answers> {
+        let continuous = Arc::new(continuous::Registry::default());
         let changes = Ports {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
             delete: engine.delete().clone(),
+            continuous: Some(continuous.clone()),
             plugins: Some(plugins.commands.clone()),
         };
         let subscriptions = Arc::new(Registry::default());
@@ -67,6 +72,7 @@ impl Answers {
             plugins: plugins.host.clone(),
             transforms: engine.transforms().clone(),
             subscriptions: subscriptions.clone(),
+            continuous: continuous.clone(),
             clock: env.clock.clone(),
         };
         let service = QueryService::new(
@@ -91,7 +97,7 @@ impl Answers {
         let follow = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
         let keep = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
         let running = Arc::new(Mutex::new(Some(running)));
-        Ok(Answers { ports, follow, keep, subscriptions, running })
+        Ok(Answers { ports, follow, keep, subscriptions, continuous, running })
     }
 
     /// Where queries are planned to be followed.
@@ -135,6 +141,7 @@ struct Insight {
     plugins: Option<Arc<PluginHost>>,
     transforms: Transforms,
     subscriptions: Arc<Registry>,
+    continuous: Arc<continuous::Registry>,
     clock: Arc<dyn Clock>,
 }
 
@@ -180,6 +187,10 @@ impl Inspect for Insight {
 
     fn subscriptions(&self) -> Vec<SubscriptionRow> {
         self.subscriptions.rows(self.clock.monotonic())
+    }
+
+    fn continuous(&self) -> Vec<ContinuousRow> {
+        self.continuous.rows(self.clock.monotonic())
     }
 
     fn plugins(&self) -> Vec<PluginRow> {

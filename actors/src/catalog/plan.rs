@@ -18,7 +18,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use crate::ingest::check::conflict;
 
-mod continuous;
+pub(crate) mod continuous;
 pub(crate) mod plugins;
 
 /// How much may be defined.

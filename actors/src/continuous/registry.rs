@@ -40,6 +40,8 @@ struct State {
     reached: Option<Reached>,
     backfill: Option<Backfill>,
     running: bool,
+    /// Whether the target has stood for everything once since the task began.
+    caught_up: bool,
 }
 
 /// What a query has done.
@@ -177,13 +179,16 @@ impl Entry {
 
     /// The target stands for everything up to here, durably.
     pub(super) fn reached(&self, reached: Reached) {
-        self.state.lock().reached = Some(reached);
+        let mut state = self.state.lock();
+        state.reached = Some(reached);
+        state.caught_up = true;
     }
 
     /// Whether it takes wishes; those of before are dropped where it begins or ends.
     pub(super) fn running(&self, running: bool) {
         let mut state = self.state.lock();
         state.running = running;
+        state.caught_up = false;
         state.backfill = None;
     }
 
@@ -204,6 +209,24 @@ impl Entry {
     /// The wish is fulfilled, or nobody wants it any more.
     pub(super) fn fulfilled(&self) {
         self.state.lock().backfill = None;
+    }
+
+    /// Whether the target has stood for everything once since the task began.
+    pub(super) fn caught_up(&self) -> bool {
+        self.state.lock().caught_up
+    }
+
+    /// How many evaluations there were.
+    pub(super) fn evaluations(&self) -> u64 {
+        self.state.lock().figures.evaluations
+    }
+
+    /// Notes a failure.
+    pub(super) fn failed(&self, error: &Error) {
+        self.note(|figures| {
+            figures.failures += 1;
+            figures.last_error = Some(format!("{}: {error}", error.code()));
+        });
     }
 
     /// How far the target is behind, at a time of the monotonic clock.

@@ -55,7 +55,12 @@ pub fn no_windows(why: &str) -> Error {
     )
 }
 
-fn column(at: usize, field: &Field, window: WindowSpec, keys: &[usize]) -> Result<Column> {
+fn column(
+    at: usize,
+    field: &Field,
+    window: WindowSpec,
+    keys: Option<&[usize]>,
+) -> Result<Column> {
     let made = |name: &str, kind, field_type| Column {
         id: ColumnId(0),
         name: name.to_owned(),
@@ -70,13 +75,13 @@ fn column(at: usize, field: &Field, window: WindowSpec, keys: &[usize]) -> Resul
             .with_hint("cast it to a number, a text, a boolean or a timestamp"));
     };
     let text = field_type == FieldType::Text;
-    let grouped = keys.contains(&at);
+    let grouped = keys.is_some_and(|keys| keys.contains(&at));
     if grouped && !text {
         return Err(invalid(field, "is grouped by and is no text, so it cannot become a tag")
             .with_hint(format!("group by CAST({} AS TEXT)", field.name())));
     }
     // Without groups any text may tell rows apart; two rows of one key are refused when they come.
-    let kind = if grouped || (text && keys.is_empty()) { ColumnKind::Tag } else { ColumnKind::Field };
+    let kind = if grouped || (text && keys.is_none()) { ColumnKind::Tag } else { ColumnKind::Field };
     Ok(made(field.name(), kind, field_type))
 }
 

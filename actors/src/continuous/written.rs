@@ -141,7 +141,9 @@ impl Written {
         touched.sort_unstable();
         touched.dedup();
         // Windows without rows are remembered, too, where there were some.
-        before.keys().for_each(|start| drop(after.entry(*start).or_default()));
+        for start in before.keys() {
+            after.entry(*start).or_default();
+        }
         self.remember(after);
         let rows = (!changed.is_empty())
             .then(|| take_record_batch(&rows, &UInt32Array::from(changed)).map_err(defect));

@@ -43,7 +43,7 @@ use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
 use super::system::{Inspect, Inspector};
-use super::{Changes, Tables, build, guc, live, params, parse, show};
+use super::{Changes, Tables, build, continuous, guc, live, params, parse, show};
 
 /// Rows of a query that changes its session: it is held whole.
 const MAX_SETTING_ROWS: usize = 1_000;
@@ -194,6 +194,11 @@ impl Engine {
         &self.pools
     }
 
+    /// The outside world.
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
     /// The ways to those who change anything.
     pub(super) fn changes(&self) -> &Arc<dyn Changes> {
         &self.changes
@@ -236,6 +241,9 @@ impl Engine {
             }
             Command::Subscribe(subscribe) if subscribe.explain => {
                 (Plan::None, Vec::new(), Some(live::explanation()))
+            }
+            Command::Continuous(what) => {
+                (Plan::None, Vec::new(), continuous::answer_schema(what))
             }
             _ => (Plan::None, Vec::new(), None),
         };
@@ -296,6 +304,7 @@ impl Engine {
                 self.truncate(names, &session, &limits).await?;
                 Ok(done(&statement.verb))
             }
+            Command::Continuous(_) => self.continuous(&statement, &session, &limits).await,
             Command::Set(changes, _) => self.set(&statement.verb, changes),
             Command::ResetAll(verb) => {
                 let names = session.settings.keys().cloned().chain(["schema".to_owned()]);

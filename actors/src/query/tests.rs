@@ -116,6 +116,7 @@ impl House {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
             delete: engine.delete().clone(),
+            continuous: None,
             plugins: manager.as_ref().map(|(_, commands)| commands.clone()),
         };
         let service = QueryService::new(

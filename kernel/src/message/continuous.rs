@@ -47,6 +47,14 @@ pub enum ContinuousDdl {
         /// The columns that the target needs.
         columns: Vec<Column>,
     },
+    /// Gives the table of a downsampling policy its retention, the first time that everything
+    /// in it is part of the target.
+    Retain {
+        /// The policy's name.
+        name: QueryName,
+        /// Only if it is still this one.
+        id: Uuid,
+    },
     /// Moves cursors.
     Advance(Vec<Advance>),
 }

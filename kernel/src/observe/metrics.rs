@@ -266,6 +266,48 @@ families! {
     }
 }
 
+families! {
+    /// Continuous queries, by name; there are at most `continuous.max_queries`.
+    ContinuousMetrics {
+        /// Age of the oldest commit that a target does not show yet.
+        lag_seconds: IntGaugeVec = "kymo_continuous_lag_seconds" ["query"],
+        /// Evaluations of some windows.
+        evaluations: IntCounterVec = "kymo_continuous_evaluations_total" ["query"],
+        /// Windows of which anything was written or removed.
+        windows: IntCounterVec = "kymo_continuous_windows_total" ["query"],
+        /// Rows written to targets.
+        rows: IntCounterVec = "kymo_continuous_rows_total" ["query"],
+        /// Rows removed from targets, because their results have them no more.
+        removed: IntCounterVec = "kymo_continuous_removed_rows_total" ["query"],
+        /// Rows that came too late to change their window.
+        late_rows: IntCounterVec = "kymo_continuous_late_rows_total" ["query"],
+        /// Times that commits had to be read from the log or from their tables.
+        lagged: IntCounterVec = "kymo_continuous_lagged_total" ["query"],
+        /// Failures of evaluations.
+        failures: IntCounterVec = "kymo_continuous_failures_total" ["query"],
+    }
+}
+
+impl ContinuousMetrics {
+    /// Forgets a query that is gone.
+    pub fn forget(&self, query: &str) {
+        let counters = [
+            &self.evaluations,
+            &self.windows,
+            &self.rows,
+            &self.removed,
+            &self.late_rows,
+            &self.lagged,
+            &self.failures,
+        ];
+        for family in counters {
+            // A family that never had the query has nothing to forget.
+            let _ = family.remove_label_values(&[query]);
+        }
+        let _ = self.lag_seconds.remove_label_values(&[query]);
+    }
+}
+
 /// Every family of the process.
 pub struct Metrics {
     registry: Registry,
@@ -287,6 +329,8 @@ pub struct Metrics {
     pub plugins: PluginMetrics,
     /// Live data.
     pub live: LiveMetrics,
+    /// Continuous queries.
+    pub continuous: ContinuousMetrics,
     broken_invariants: IntCounterVec,
 }
 
@@ -307,6 +351,7 @@ impl Metrics {
             queries: QueryMetrics::new(&registry),
             plugins: PluginMetrics::new(&registry),
             live: LiveMetrics::new(&registry),
+            continuous: ContinuousMetrics::new(&registry),
             broken_invariants: register(&registry, invariants),
             registry,
         }

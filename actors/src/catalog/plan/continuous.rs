@@ -5,14 +5,17 @@
 //! Both are checked here, where changes are planned one after the other.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use kymo_kernel::continuous::{ContinuousDef, QueryName};
+use kymo_kernel::continuous::{ContinuousDef, Downsampling, QueryName};
 use kymo_kernel::message::ContinuousDdl;
 use kymo_kernel::schema::{
     Column, ColumnKind, SYSTEM_SCHEMA, TableName, TableOptions, TableSchema, check_name,
 };
+use kymo_kernel::storage::meta::retention::RetentionOf;
 use kymo_kernel::storage::meta::{Op, Snapshot, TableMeta};
 use kymo_kernel::{Code, Error, Result};
+use uuid::Uuid;
 
 use super::{Limits, Plan, add_columns, create_table};
 
@@ -60,6 +63,7 @@ pub(super) fn plan(snapshot: &Snapshot, change: &ContinuousDdl, limits: Limits) 
             plan.ops.extend(changed(known, |query| query.paused = None).ops);
             Ok(plan)
         }
+        ContinuousDdl::Retain { name, id } => Ok(retain(snapshot, name, *id)),
         ContinuousDdl::Advance(advances) => {
             let known = advances.iter().filter(|each| snapshot.cursors.contains_key(&each.id));
             let advances: Vec<_> = known.cloned().collect();
@@ -80,6 +84,29 @@ fn changed(known: &ContinuousDef, change: impl FnOnce(&mut ContinuousDef)) -> Pl
     change(&mut query);
     query.revision += 1;
     only(Op::PutContinuous { query, marks: std::collections::BTreeMap::new() })
+}
+
+/// The retention of a policy's table. Where the table keeps its rows for a shorter time already,
+/// that stays.
+fn retain(snapshot: &Snapshot, name: &QueryName, id: Uuid) -> Plan {
+    let Some(known) = snapshot.continuous.get(name).filter(|known| known.id == id) else {
+        return Plan::default();
+    };
+    let Some(policy) = known.policy.as_ref().filter(|policy| !policy.retained) else {
+        return Plan::default();
+    };
+    let table = snapshot.table(&policy.table);
+    let longer = |table: &&Arc<TableMeta>| {
+        snapshot.retention_ns(&table.def).is_none_or(|now| now > policy.after_ns)
+    };
+    let retention = table.filter(longer).map(|table| Op::SetRetention {
+        of: RetentionOf::Table(table.def.id),
+        retention_ns: Some(policy.after_ns),
+    });
+    let policy = Some(Downsampling { retained: true, ..policy.clone() });
+    let mut plan = changed(known, |query| query.policy = policy);
+    plan.ops.extend(retention);
+    plan
 }
 
 fn find<'a>(snapshot: &'a Snapshot, name: &QueryName) -> Result<&'a ContinuousDef> {
@@ -207,13 +234,11 @@ fn fits(known: &TableMeta, columns: &[Column]) -> Result<()> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use kymo_kernel::continuous::{Downsampling, Mark, Pause};
+    use kymo_kernel::continuous::{Mark, Pause};
     use kymo_kernel::ids::{ColumnId, Epoch, PartitionId, TableId};
     use kymo_kernel::message::Ddl;
     use kymo_kernel::schema::FieldType;
     use kymo_kernel::storage::meta::{Author, Edit};
-    use uuid::Uuid;
-
     use super::*;
 
     const LIMITS: Limits = Limits {
@@ -350,6 +375,7 @@ mod tests {
             table: TableName::new("kymo", "cpu"),
             after_ns: 2,
             width_ns: 1,
+            retained: false,
         };
         let def = ContinuousDef { policy: Some(policy), ..query("a", "cpu", "out") };
         let made = after(&Snapshot::default(), &create(def)).unwrap();

@@ -498,6 +498,7 @@ mod tests {
         max_plugins: 2,
         max_versions: 3,
         max_transforms: 2,
+        max_continuous: 0,
     };
 
     fn description(functions: &[(&str, &str)]) -> String {

@@ -225,7 +225,12 @@ fn continuous() -> impl Strategy<Value = ContinuousDef> {
                 sources: vec![raw.clone()],
                 every_ns,
                 lateness_ns,
-                policy: policy.then_some(Downsampling { table: raw, after_ns: 7, width_ns: 1 }),
+                policy: policy.then_some(Downsampling {
+                    table: raw,
+                    after_ns: 7,
+                    width_ns: 1,
+                    retained: true,
+                }),
                 created_ns: 3,
                 paused: reason.map(|reason| Pause { reason, failed: true, since_ns: 5 }),
             }

@@ -25,7 +25,7 @@ pub(super) struct ContinuousRecord {
     sources: Vec<[String; 3]>,
     every_ns: Option<i64>,
     lateness_ns: Option<i64>,
-    policy: Option<([String; 3], i64, i64)>,
+    policy: Option<([String; 3], i64, i64, bool)>,
     created_ns: i64,
     paused: Option<(String, bool, i64)>,
 }
@@ -103,7 +103,9 @@ impl From<&ContinuousDef> for ContinuousRecord {
             policy: from
                 .policy
                 .as_ref()
-                .map(|policy| (parts(&policy.table), policy.after_ns, policy.width_ns)),
+                .map(|policy| {
+                (parts(&policy.table), policy.after_ns, policy.width_ns, policy.retained)
+            }),
             created_ns: from.created_ns,
             paused: from.paused.clone().map(|each| (each.reason, each.failed, each.since_ns)),
         }
@@ -124,10 +126,11 @@ impl From<ContinuousRecord> for ContinuousDef {
             sources: from.sources.into_iter().map(table).collect(),
             every_ns: from.every_ns,
             lateness_ns: from.lateness_ns,
-            policy: from.policy.map(|(raw, after_ns, width_ns)| Downsampling {
+            policy: from.policy.map(|(raw, after_ns, width_ns, retained)| Downsampling {
                 table: table(raw),
                 after_ns,
                 width_ns,
+                retained,
             }),
             created_ns: from.created_ns,
             paused: from
