@@ -126,7 +126,8 @@ async fn each_window_is_there_once_after_sigkill_at_random_moments() {
             })
             .collect();
         // Every third life is long enough for evaluations, cursors and flushes.
-        let more = if kill % 3 == 2 { random.random_range(100..300) } else { random.random_range(0..60) };
+        let more =
+            if kill % 3 == 2 { random.random_range(100..300) } else { random.random_range(0..60) };
         let wanted = answered.load(Ordering::SeqCst) + more;
         until_async("answers", Duration::from_secs(60), || async {
             (answered.load(Ordering::SeqCst) >= wanted).then_some(())
@@ -150,6 +151,9 @@ async fn each_window_is_there_once_after_sigkill_at_random_moments() {
     let states = rows(&server, "SELECT DISTINCT state FROM system.continuous_queries").await;
     assert_eq!(states, [r#"{"state":"running"}"#]);
     let windows = rows(&server, "SELECT time FROM cpu_1m").await.len();
-    println!("{KILLS} kills, {} requests answered, {windows} windows", answered.load(Ordering::SeqCst));
+    println!(
+        "{KILLS} kills, {} requests answered, {windows} windows",
+        answered.load(Ordering::SeqCst)
+    );
     assert!(windows > 500, "the server hardly lived: {windows} windows");
 }

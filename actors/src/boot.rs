@@ -103,8 +103,7 @@ impl System {
             answers.keep().clone(),
             answers.subscriptions.clone(),
         );
-        let continuing =
-            Continuing::start(&settings, &env, &pools, &supervisor, &engine, &answers);
+        let continuing = Continuing::start(&settings, &env, &pools, &supervisor, &engine, &answers);
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));

@@ -68,8 +68,8 @@ use tokio::sync::mpsc;
 use crate::continuous::{Progress, Registry};
 
 pub use system::{
-    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, SubscriptionRow,
-    SupervisionRow, TransformRow,
+    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow,
+    SubscriptionRow, SupervisionRow, TransformRow,
 };
 
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};

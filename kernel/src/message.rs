@@ -221,7 +221,7 @@ pub enum Ddl {
     /// Sets for how long rows are kept. Rows older than that are gone at once for whoever asks.
     SetRetention {
         /// What it is set for; it must exist.
-        of: Kept,
+        of: RetentionTarget,
         /// Nanoseconds, one second or more; zero means for ever, `None` takes back what was set.
         retention_ns: Option<i64>,
     },
@@ -235,7 +235,7 @@ pub enum Ddl {
 
 /// What a retention is set for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum RetentionTarget {
     /// All tables of a database that say nothing themselves.
     Database(String),
     /// One table.

@@ -24,8 +24,8 @@ use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
 use crate::live::Registry;
 use crate::query::{
-    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports, QueryActor,
-    QueryService, SubscriptionRow, SupervisionRow, Tables, TransformRow,
+    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports,
+    QueryActor, QueryService, SubscriptionRow, SupervisionRow, Tables, TransformRow,
 };
 use crate::session::QueryPorts;
 

@@ -195,10 +195,12 @@ impl Entry {
     /// The wish, once there is one.
     pub(super) async fn wish(&self) -> Backfill {
         loop {
-            let wish = self.state.lock().backfill.as_ref().map(|wish| Backfill {
-                times: wish.times,
-                reports: wish.reports.clone(),
-            });
+            let wish = self
+                .state
+                .lock()
+                .backfill
+                .as_ref()
+                .map(|wish| Backfill { times: wish.times, reports: wish.reports.clone() });
             if let Some(wish) = wish.filter(|wish| !wish.reports.is_closed()) {
                 return wish;
             }
@@ -237,8 +239,18 @@ impl Entry {
 
     fn row(&self, now: Duration) -> ContinuousRow {
         let lag = self.lag(now);
-        let Figures { class, evaluations, windows, rows, removed, late, failures, last_error, backfill, .. } =
-            self.state.lock().figures.clone();
+        let Figures {
+            class,
+            evaluations,
+            windows,
+            rows,
+            removed,
+            late,
+            failures,
+            last_error,
+            backfill,
+            ..
+        } = self.state.lock().figures.clone();
         ContinuousRow {
             id: self.id,
             class: class.to_owned(),

@@ -507,7 +507,8 @@ impl Runner {
     /// they are, because the rows that they were made from are gone.
     fn first_unexpired(&self) -> i64 {
         let (catalog, now) = (self.context.store.catalog(), self.context.clock.now_ns());
-        let retentions = self.query.tables().iter().filter_map(|def| catalog.retention_ns(def));
+        let retentions =
+            self.query.tables().iter().filter_map(|def| catalog.retention_ns(&def.name));
         let edge = retentions.map(|retention| expired_upto(retention, now)).max();
         edge.map_or(i64::MIN, |edge| self.spec.start(edge).saturating_add(self.spec.width))
     }

@@ -55,12 +55,7 @@ pub fn no_windows(why: &str) -> Error {
     )
 }
 
-fn column(
-    at: usize,
-    field: &Field,
-    window: WindowSpec,
-    keys: Option<&[usize]>,
-) -> Result<Column> {
+fn column(at: usize, field: &Field, window: WindowSpec, keys: Option<&[usize]>) -> Result<Column> {
     let made = |name: &str, kind, field_type| Column {
         id: ColumnId(0),
         name: name.to_owned(),
@@ -71,8 +66,11 @@ fn column(
         return Ok(made(TIME, ColumnKind::Time, FieldType::Timestamp));
     }
     let Some(field_type) = field_type(field.data_type()) else {
-        return Err(invalid(field, &format!("is of type {}, which tables do not keep", field.data_type()))
-            .with_hint("cast it to a number, a text, a boolean or a timestamp"));
+        return Err(invalid(
+            field,
+            &format!("is of type {}, which tables do not keep", field.data_type()),
+        )
+        .with_hint("cast it to a number, a text, a boolean or a timestamp"));
     };
     let text = field_type == FieldType::Text;
     let grouped = keys.is_some_and(|keys| keys.contains(&at));
@@ -81,7 +79,8 @@ fn column(
             .with_hint(format!("group by CAST({} AS TEXT)", field.name())));
     }
     // Without groups any text may tell rows apart; two rows of one key are refused when they come.
-    let kind = if grouped || (text && keys.is_none()) { ColumnKind::Tag } else { ColumnKind::Field };
+    let kind =
+        if grouped || (text && keys.is_none()) { ColumnKind::Tag } else { ColumnKind::Field };
     Ok(made(field.name(), kind, field_type))
 }
 
@@ -136,12 +135,18 @@ impl Target {
                 _ => &column.name,
             };
             let known = def.schema.column(name).ok_or_else(|| {
-                Error::new(Code::ColumnNotFound, format!("target {} has no column {name:?}", def.name))
+                Error::new(
+                    Code::ColumnNotFound,
+                    format!("target {} has no column {name:?}", def.name),
+                )
             })?;
             if (known.kind, known.field_type) != (column.kind, column.field_type) {
                 return Err(Error::new(
                     Code::TypeConflict,
-                    format!("column {name:?} of target {} has another type than the result", def.name),
+                    format!(
+                        "column {name:?} of target {} has another type than the result",
+                        def.name
+                    ),
                 )
                 .with_hint("drop the continuous query and make it again with another target"));
             }

@@ -111,7 +111,11 @@ async fn until(system: &System, text: &str, wanted: &[String]) {
         }
         pass(system, 100).await;
     }
-    let shown = sql(system, "SELECT name, state, reason, last_error, lag_ms FROM system.continuous_queries").await;
+    let shown = sql(
+        system,
+        "SELECT name, state, reason, last_error, lag_ms FROM system.continuous_queries",
+    )
+    .await;
     assert_eq!(sorted(system, text).await, wanted, "{text}; {shown:?}");
 }
 
@@ -191,28 +195,48 @@ fn what_cannot_run_is_refused_with_a_reason() {
         for (query, says) in [
             ("SELECT host, count(*) FROM cpu GROUP BY 1", "windows of time"),
             ("SELECT count(*) AS n FROM cpu", "windows of time"),
-            ("SELECT time_bucket('1m', time) AS w, value, count(*) AS n FROM cpu GROUP BY 1, 2", "CAST"),
+            (
+                "SELECT time_bucket('1m', time) AS w, value, count(*) AS n FROM cpu GROUP BY 1, 2",
+                "CAST",
+            ),
             ("SELECT time_bucket('1m', time) AS w, host FROM cpu GROUP BY 1, 2", "nothing but"),
             ("SELECT time_bucket('1m', time) AS w, count(*) AS time FROM cpu GROUP BY 1", "twice"),
-            ("SELECT time_bucket('1m', time) AS w, array_agg(value) AS l FROM cpu GROUP BY 1", "cast"),
+            (
+                "SELECT time_bucket('1m', time) AS w, array_agg(value) AS l FROM cpu GROUP BY 1",
+                "cast",
+            ),
         ] {
             let error = fails(&system, &create(query)).await;
             let text = format!("{error} {}", error.hint().unwrap_or_default());
-            assert!(error.code() == Code::InvalidInput && text.contains(says), "{query}: {error:?}");
+            assert!(
+                error.code() == Code::InvalidInput && text.contains(says),
+                "{query}: {error:?}"
+            );
             let explained = sql(&system, &format!("EXPLAIN {}", create(query))).await;
             assert!(explained[0].starts_with("refused|"), "{explained:?}");
         }
-        let missing = fails(&system, &create("SELECT time_bucket('1m', time) AS w, count(*) AS n FROM nowhere GROUP BY 1")).await;
+        let missing = fails(
+            &system,
+            &create("SELECT time_bucket('1m', time) AS w, count(*) AS n FROM nowhere GROUP BY 1"),
+        )
+        .await;
         assert_eq!(missing.code(), Code::TableNotFound);
         let taken = format!("CREATE CONTINUOUS QUERY x INTO taken AS {BY_MINUTE}");
         let error = fails(&system, &taken).await;
-        assert!(error.code() == Code::TypeConflict && error.message().contains("\"n\""), "{error:?}");
+        assert!(
+            error.code() == Code::TypeConflict && error.message().contains("\"n\""),
+            "{error:?}"
+        );
         let own = format!("CREATE CONTINUOUS QUERY x INTO cpu AS {BY_MINUTE}");
         assert!(fails(&system, &own).await.message().contains("feed itself"));
         let fine = sql(&system, &format!("EXPLAIN {}", create(BY_MINUTE))).await;
         assert!(!fine[0].starts_with("refused") && fine[0].len() > 10, "{fine:?}");
         assert_eq!(sql(&system, "SHOW CONTINUOUS QUERIES").await, own_none());
-        for text in ["DROP CONTINUOUS QUERY x", "ALTER CONTINUOUS QUERY x PAUSE", "BACKFILL x FROM '2024-01-01' TO now()"] {
+        for text in [
+            "DROP CONTINUOUS QUERY x",
+            "ALTER CONTINUOUS QUERY x PAUSE",
+            "BACKFILL x FROM '2024-01-01' TO now()",
+        ] {
             assert_eq!(fails(&system, text).await.code(), Code::QueryNotFound, "{text}");
         }
         sql(&system, "DROP CONTINUOUS QUERY IF EXISTS x").await;
@@ -231,7 +255,11 @@ fn queries_without_groups_and_with_a_time_of_another_name_work() {
         let query = "SELECT date_bin('1 hour', ts) AS hour, sum(v) AS total, last(v, ts) AS latest \
                      FROM ev GROUP BY 1";
         sql(&system, &format!("CREATE CONTINUOUS QUERY q INTO ev_h AS {query}")).await;
-        sql(&system, "INSERT INTO ev VALUES ('2024-01-01 00:10:00', 1), ('2024-01-01 01:10:00', 5)").await;
+        sql(
+            &system,
+            "INSERT INTO ev VALUES ('2024-01-01 00:10:00', 1), ('2024-01-01 01:10:00', 5)",
+        )
+        .await;
         until_equal(&system, "SELECT at, total, latest FROM ev_h", query).await;
         sql(&system, "INSERT INTO ev VALUES ('2024-01-01 00:20:00', 7)").await;
         until_equal(&system, "SELECT at, total, latest FROM ev_h", query).await;
@@ -246,8 +274,12 @@ fn a_query_follows_the_target_of_another_and_cycles_are_refused() {
         let hourly = "SELECT time_bucket('1h', time) AS time, sum(n) AS n FROM out GROUP BY 1";
         sql(&system, &format!("CREATE CONTINUOUS QUERY hourly INTO out_h AS {hourly}")).await;
         let back = "SELECT time_bucket('1d', time) AS time, sum(n) AS value FROM out_h GROUP BY 1";
-        let error = fails(&system, &format!("CREATE CONTINUOUS QUERY back INTO cpu AS {back}")).await;
-        assert!(error.message().contains("q → hourly") || error.message().contains("feed itself"), "{error:?}");
+        let error =
+            fails(&system, &format!("CREATE CONTINUOUS QUERY back INTO cpu AS {back}")).await;
+        assert!(
+            error.message().contains("q → hourly") || error.message().contains("feed itself"),
+            "{error:?}"
+        );
         for minute in 0..70 {
             let (hour, minute) = (minute / 60, minute % 60);
             put(&system, &format!("('a', {minute}, '2024-01-01 {hour:02}:{minute:02}:01')")).await;
@@ -283,11 +315,12 @@ fn rows_beyond_the_allowed_lateness_do_not_reopen_their_window() {
         put(&system, "('a', 1, '2024-01-01 00:10:00')").await;
         // One of them is within the lateness.
         put(&system, "('a', 5, '2024-01-01 00:00:20'), ('a', 5, '2024-01-01 00:05:20')").await;
-        until(&system, "SELECT time, n FROM out", &own(&[
-            "2024-01-01T00:00:00Z|1",
-            "2024-01-01T00:05:00Z|1",
-            "2024-01-01T00:10:00Z|1",
-        ])).await;
+        until(
+            &system,
+            "SELECT time, n FROM out",
+            &own(&["2024-01-01T00:00:00Z|1", "2024-01-01T00:05:00Z|1", "2024-01-01T00:10:00Z|1"]),
+        )
+        .await;
         assert_eq!(sql(&system, late).await, ["1"]);
         pass(&system, 2000).await;
     });
@@ -295,10 +328,12 @@ fn rows_beyond_the_allowed_lateness_do_not_reopen_their_window() {
     world.sim.disk.crash(1);
     world.life(async |system| {
         put(&system, "('a', 5, '2024-01-01 00:00:30'), ('a', 5, '2024-01-01 00:11:00')").await;
-        until(&system, "SELECT time, n FROM out WHERE n > 0 AND time > '2024-01-01 00:09:00'", &own(&[
-            "2024-01-01T00:10:00Z|1",
-            "2024-01-01T00:11:00Z|1",
-        ])).await;
+        until(
+            &system,
+            "SELECT time, n FROM out WHERE n > 0 AND time > '2024-01-01 00:09:00'",
+            &own(&["2024-01-01T00:10:00Z|1", "2024-01-01T00:11:00Z|1"]),
+        )
+        .await;
         assert_eq!(sql(&system, "SELECT n FROM out WHERE time = '2024-01-01'").await, ["1"]);
         assert_eq!(sql(&system, late).await, ["1"]);
         // A backfill is asked for, so it counts everything.
@@ -312,7 +347,9 @@ fn history_comes_by_backfill_and_is_told_as_it_goes() {
     World::new(8).life(async |system| {
         sql(&system, TABLE).await;
         let rows: Vec<String> = (0..300)
-            .map(|minute| format!("('a', {minute}, '2024-01-01 {:02}:{:02}:00')", minute / 60, minute % 60))
+            .map(|minute| {
+                format!("('a', {minute}, '2024-01-01 {:02}:{:02}:00')", minute / 60, minute % 60)
+            })
             .collect();
         put(&system, &rows.join(", ")).await;
         sql(&system, &format!("CREATE CONTINUOUS QUERY q INTO out AS {BY_MINUTE}")).await;
@@ -329,7 +366,10 @@ fn history_comes_by_backfill_and_is_told_as_it_goes() {
         assert_eq!(told.last().unwrap(), "120|120|0|2024-01-01T03:00:00Z");
         sql(&system, "BACKFILL q FROM '2000-01-01' TO now()").await;
         until_equal(&system, OUT, BY_MINUTE).await;
-        assert!(sql(&system, "BACKFILL q FROM '2010-01-01' TO '2011-01-01'").await[0].starts_with("0|0|0|"));
+        assert!(
+            sql(&system, "BACKFILL q FROM '2010-01-01' TO '2011-01-01'").await[0]
+                .starts_with("0|0|0|")
+        );
         let empty = fails(&system, "BACKFILL q FROM '2024-01-02' TO '2024-01-01'").await;
         assert_eq!(empty.code(), Code::InvalidInput);
     });
@@ -359,20 +399,26 @@ fn a_query_that_cannot_go_on_pauses_with_the_reason_and_resumes_without_loss() {
         until_equal(&system, OUT, BY_MINUTE).await;
         sql(&system, "DROP TABLE out").await;
         let failed = own(&["failed"]);
-        until(&system, "SELECT state FROM system.continuous_queries WHERE name = 'q'", &failed).await;
+        until(&system, "SELECT state FROM system.continuous_queries WHERE name = 'q'", &failed)
+            .await;
         assert!(sql(&system, state).await[0].contains("kymo.public.out"));
         put(&system, "('a', 3, '2024-01-01 00:02:10')").await;
         sql(&system, "ALTER CONTINUOUS QUERY q RESUME").await;
         until(&system, "SELECT top FROM out", &own(&["3.0"])).await;
         sql(&system, "DROP TABLE cpu").await;
-        until(&system, "SELECT state FROM system.continuous_queries WHERE name = 'q'", &failed).await;
+        until(&system, "SELECT state FROM system.continuous_queries WHERE name = 'q'", &failed)
+            .await;
         assert!(sql(&system, state).await[0].contains("kymo.public.cpu"));
         let error = fails(&system, "ALTER CONTINUOUS QUERY q RESUME").await;
         assert_eq!(error.code(), Code::TableNotFound);
         // The same name, but without one of the columns.
-        sql(&system, "CREATE TABLE cpu (host TEXT TAG, other DOUBLE, time TIMESTAMP TIME INDEX)").await;
+        sql(&system, "CREATE TABLE cpu (host TEXT TAG, other DOUBLE, time TIMESTAMP TIME INDEX)")
+            .await;
         let error = fails(&system, "ALTER CONTINUOUS QUERY q RESUME").await;
-        assert!(error.code() == Code::ColumnNotFound && error.message().contains("value"), "{error:?}");
+        assert!(
+            error.code() == Code::ColumnNotFound && error.message().contains("value"),
+            "{error:?}"
+        );
         sql(&system, "DROP TABLE cpu").await;
         sql(&system, TABLE).await;
         put(&system, "('z', 8, '2024-01-01 00:05:10')").await;
@@ -426,14 +472,23 @@ fn a_policy_keeps_history_and_only_then_lets_raw_rows_go() {
         for days in [20, 10, 1] {
             put(&system, &format!("('a', {days}, {}), ('b', 1, {})", day(days), day(days))).await;
         }
-        sql(&system, "CREATE DOWNSAMPLING POLICY ON cpu AFTER '7d' TO '1h' WITH (max, count)").await;
-        until(&system, "SELECT value_max, value_count FROM cpu_1h WHERE host = 'a'", &own(&["1.0|1", "10.0|1", "20.0|1"])).await;
+        sql(&system, "CREATE DOWNSAMPLING POLICY ON cpu AFTER '7d' TO '1h' WITH (max, count)")
+            .await;
+        until(
+            &system,
+            "SELECT value_max, value_count FROM cpu_1h WHERE host = 'a'",
+            &own(&["1.0|1", "10.0|1", "20.0|1"]),
+        )
+        .await;
         until(&system, "SELECT value FROM cpu WHERE host = 'a'", &own(&["1.0"])).await;
         pass(&system, 5000).await;
         // What is gone from the raw table stays in the target.
         assert_eq!(sql(&system, "SELECT count(*) FROM cpu_1h").await, ["6"]);
         let shown = sql(&system, "SHOW DOWNSAMPLING POLICIES").await;
-        assert!(shown[0].starts_with("cpu_1h|kymo.public.cpu|7d|1h|kymo.public.cpu_1h|running|"), "{shown:?}");
+        assert!(
+            shown[0].starts_with("cpu_1h|kymo.public.cpu|7d|1h|kymo.public.cpu_1h|running|"),
+            "{shown:?}"
+        );
         sql(&system, "DROP DOWNSAMPLING POLICY cpu_1h").await;
         assert_eq!(sql(&system, "SHOW DOWNSAMPLING POLICIES").await, own_none());
     });
@@ -444,7 +499,8 @@ struct Dice(u64);
 
 impl Dice {
     fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }
 }
@@ -453,7 +509,10 @@ impl Dice {
 /// killed at any moment: afterwards each window is there once, and equal to a batch query.
 #[test]
 fn after_any_crash_every_window_is_there_once_and_equals_a_batch_query() {
-    let seeds = std::env::var("KYMO_CONTINUOUS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let seeds = std::env::var("KYMO_CONTINUOUS_SEEDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(40);
     for seed in 0..seeds {
         crashes(seed);
     }

@@ -132,7 +132,8 @@ impl Written {
         let mut gone = self.lost_values(&rows, &cleared)?;
         for (start, window) in &before {
             let now = after.get(start);
-            let lost = window.iter().filter(|(key, _)| now.is_none_or(|now| !now.contains_key(*key)));
+            let lost =
+                window.iter().filter(|(key, _)| now.is_none_or(|now| !now.contains_key(*key)));
             for (_, value) in lost {
                 gone.push(value.clone());
                 touched.push(*start);
@@ -148,7 +149,11 @@ impl Written {
         let rows = (!changed.is_empty())
             .then(|| take_record_batch(&rows, &UInt32Array::from(changed)).map_err(defect));
         let gone = (!gone.is_empty()).then(|| self.decode_keys(&gone));
-        Ok(Change { gone: gone.transpose()?, rows: rows.transpose()?, windows: touched.len() as u64 })
+        Ok(Change {
+            gone: gone.transpose()?,
+            rows: rows.transpose()?,
+            windows: touched.len() as u64,
+        })
     }
 
     /// The rows that are there, from memory, which they leave, or as they were read.
@@ -166,8 +171,7 @@ impl Written {
                     continue;
                 }
                 let (key, value) = (keys.row(row).as_ref().into(), values.row(row).as_ref().into());
-                let other: Option<Box<[u8]>> =
-                    before.entry(*start).or_default().insert(key, value);
+                let other: Option<Box<[u8]>> = before.entry(*start).or_default().insert(key, value);
                 check!(
                     C1,
                     other.is_none(),
@@ -249,7 +253,9 @@ impl Written {
             self.windows.insert(start, Window { rows, bytes });
         }
         while self.bytes > self.most {
-            let Some(oldest) = self.windows.first_key_value().map(|(start, _)| *start) else { return };
+            let Some(oldest) = self.windows.first_key_value().map(|(start, _)| *start) else {
+                return;
+            };
             self.take(oldest);
         }
     }
@@ -280,7 +286,11 @@ fn holds(version: &Version, times: TimeRange) -> bool {
 ///
 /// # Errors
 /// Those of reading.
-pub(super) fn read(version: &Version, output: &SchemaRef, time: TimeRange) -> Result<Vec<RecordBatch>> {
+pub(super) fn read(
+    version: &Version,
+    output: &SchemaRef,
+    time: TimeRange,
+) -> Result<Vec<RecordBatch>> {
     const BATCH_ROWS: usize = 8192;
     let tags = TagFilter::all();
     let mut found = Vec::new();
@@ -352,7 +362,8 @@ mod tests {
     }
 
     fn texts(batch: &RecordBatch) -> Vec<String> {
-        let hosts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).unwrap();
+        let hosts =
+            arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).unwrap();
         let hosts = hosts.as_string::<i32>();
         let host = |row| if hosts.is_null(row) { "-" } else { hosts.value(row) };
         let mut found: Vec<String> = times(batch, 1)

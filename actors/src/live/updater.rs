@@ -18,6 +18,7 @@ use kymo_kernel::message::{Committed, Windowed};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::missed::read_elsewhere;
+use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
 use tokio::sync::mpsc;
 
@@ -36,6 +37,8 @@ pub(super) struct Updater {
     events: mpsc::Sender<Event>,
     /// Up to where the commits of each table are known to the query.
     known: BTreeMap<TableId, Position>,
+    /// How many times rows of the tables had been deleted before everything was read.
+    deletions: u64,
     /// When the oldest commit that was not pushed yet became visible.
     since: Option<Duration>,
     /// Rows to send next; the last of a round carry its token.
@@ -66,7 +69,7 @@ impl Updater {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let (known, since, waiting) = (BTreeMap::new(), None, None);
-        Updater { live, query, sent, feed, entry, events, known, since, waiting }
+        Updater { live, query, sent, feed, entry, events, known, deletions: 0, since, waiting }
     }
 
     /// Keeps the result up to date until the connection is gone or the subscription fails.
@@ -121,9 +124,11 @@ impl Updater {
         let live = self.live.clone();
         let turn = live.0.snapshots.acquire();
         let _turn = turn.await.map_err(|_| Error::internal("no turns for snapshots"))?;
+        self.deletions = 0;
         for table in self.query.tables() {
-            let seen = self.watermark(table)?.max(self.beginning());
-            self.known.insert(table.id, seen);
+            let version = self.version(table)?;
+            self.known.insert(table.id, version.watermark.max(self.beginning()));
+            self.deletions += version.deletions;
         }
         // Nothing was sent yet, so nothing can be lost.
         let _ = self.pass(TimeRange::ALL, means).await?;
@@ -186,6 +191,9 @@ impl Updater {
     }
 
     fn apply(&mut self, committed: &Committed) {
+        if let Some(times) = committed.deleted {
+            return self.query.invalidate(times);
+        }
         let known = self.known.entry(committed.table.id).or_default();
         *known = (*known).max(committed.position);
         if let Err(error) = self.query.apply(committed) {
@@ -223,7 +231,7 @@ impl Updater {
             let (batch, at) = (record.decode()?, self.live.0.clock.monotonic());
             // What a row replaced is not in the log.
             let late = !def.options.append_only;
-            self.apply(&Committed { table: def.clone(), position, batch, late, at });
+            self.apply(&Committed { table: def.clone(), position, batch, late, deleted: None, at });
         }
         // The log ends with a commit that may belong to another table.
         let known = self.known.entry(table).or_default();
@@ -345,23 +353,25 @@ impl Updater {
 
     /// Fails once a table of the query was dropped: nobody tells of that.
     fn there(&self) -> Result<()> {
-        self.query.tables().iter().try_for_each(|table| self.watermark(table).map(|_| ()))
+        self.query.tables().iter().try_for_each(|table| self.version(table).map(|_| ()))
     }
 
     fn newest(&self) -> Result<Position> {
         let tables = self.query.tables().iter();
-        let all = tables.map(|table| self.watermark(table)).collect::<Result<Vec<_>>>()?;
+        let all = tables
+            .map(|table| self.version(table).map(|now| now.watermark))
+            .collect::<Result<Vec<_>>>()?;
         Ok(all.into_iter().max().unwrap_or_default())
     }
 
     /// Up to where a table's rows are visible.
-    fn watermark(&self, table: &TableDef) -> Result<Position> {
+    fn version(&self, table: &TableDef) -> Result<Arc<Version>> {
         let store = &self.live.0.store;
         let known = store.catalog().table_by_id(table.id).is_some();
         let cell = store.table(table.id).filter(|_| known).ok_or_else(|| {
             Error::new(Code::TableNotFound, format!("table {} was dropped", table.name))
         })?;
-        Ok(cell.load().watermark)
+        Ok(cell.load())
     }
 
     /// Every commit of this process lies beyond it.
@@ -370,18 +380,22 @@ impl Updater {
         Position { partition: PartitionId::ONLY, epoch, seq: Seq(0) }
     }
 
-    /// Whether a token can be one of these data: not of another table, not of the future.
+    /// Whether a token can be one of these data: not of another table, not of the future, and
+    /// of a time since which nothing was deleted.
     fn is_mine(&self, token: &Token) -> bool {
         let first = self.query.tables().first().map(|table| table.id);
         let newest = self.known.values().max().copied().unwrap_or_default();
-        token.rows.is_none() && first == Some(token.table) && token.position <= newest
+        token.rows.is_none()
+            && first == Some(token.table)
+            && token.position <= newest
+            && token.deletions == self.deletions
     }
 
     /// Where the subscriber stands once everything that is dirty now was sent.
     fn token(&self) -> Token {
         let table = self.query.tables().first().map(|table| table.id).unwrap_or_default();
         let position = self.known.values().min().copied().unwrap_or_default();
-        Token { table, position, rows: None }
+        Token { table, position, deletions: self.deletions, rows: None }
     }
 
     async fn started(&mut self, resumed: bool) -> Step {

@@ -9,7 +9,9 @@ mod statement;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
+use datafusion::arrow::array::{
+    ArrayRef, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use futures::StreamExt;
 use kymo_kernel::continuous::{ContinuousDef, Downsampling, Mark, Pause, QueryName};
@@ -81,14 +83,10 @@ impl Engine {
         }
         writable(session, &statement.verb)?;
         administrator(session, &statement.verb)?;
-        let query_name = |name: &str| QueryName {
-            database: session.database.clone(),
-            name: name.to_owned(),
-        };
+        let query_name =
+            |name: &str| QueryName { database: session.database.clone(), name: name.to_owned() };
         let change = match what.as_ref() {
-            Continuous::Create(create) => {
-                limits.race(self.continuous_of(create, session)).await?
-            }
+            Continuous::Create(create) => limits.race(self.continuous_of(create, session)).await?,
             Continuous::CreatePolicy(policy) => {
                 limits.race(self.continuous_of_policy(policy, session)).await?
             }
@@ -179,8 +177,9 @@ impl Engine {
         let raw = policy.table.resolve(&session.database, &session.schema);
         let Some(table) = self.tables().catalog().table(&raw).map(|table| table.def.clone()) else {
             let text = format!("table \"{}\" does not exist", policy.table);
-            return Err(Error::new(Code::TableNotFound, text)
-                .with_hint("SHOW TABLES lists what there is"));
+            return Err(
+                Error::new(Code::TableNotFound, text).with_hint("SHOW TABLES lists what there is")
+            );
         };
         if policy.after_ns < policy.width_ns {
             return Err(Error::new(
@@ -311,12 +310,8 @@ fn report(progress: Progress) -> Result<RecordBatch> {
         Arc::new(Int64Array::from(vec![i64::try_from(value).unwrap_or(i64::MAX)]))
     };
     let upto = TimestampNanosecondArray::from(vec![progress.upto]).with_data_type(time_type());
-    let columns: Vec<ArrayRef> = vec![
-        number(progress.windows),
-        number(progress.of),
-        number(progress.rows),
-        Arc::new(upto),
-    ];
+    let columns: Vec<ArrayRef> =
+        vec![number(progress.windows), number(progress.of), number(progress.rows), Arc::new(upto)];
     RecordBatch::try_new(progress_schema(), columns).map_err(|error| from_engine(error.into()))
 }
 

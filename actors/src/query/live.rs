@@ -110,7 +110,7 @@ impl Tables for Pinned {
 ///
 /// # Errors
 /// Those of the engine.
-fn pinned(plan: LogicalPlan, tables: &Arc<dyn Tables>) -> Result<LogicalPlan> {
+pub(super) fn pinned(plan: LogicalPlan, tables: &Arc<dyn Tables>) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
         let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };
         let provider = source_as_provider(&scan.source)?;

@@ -78,8 +78,7 @@ pub(super) fn rows(
                     Some(shown_text(query, session)),
                 ]
             };
-            let names =
-                ["name", "target", "every", "allowed_lateness", "state", "reason", "query"];
+            let names = ["name", "target", "every", "allowed_lateness", "state", "reason", "query"];
             table(&names, own.map(row).collect())
         }
         Show::DownsamplingPolicies => {

@@ -97,7 +97,7 @@ fn retain(snapshot: &Snapshot, name: &QueryName, id: Uuid) -> Plan {
     };
     let table = snapshot.table(&policy.table);
     let longer = |table: &&Arc<TableMeta>| {
-        snapshot.retention_ns(&table.def).is_none_or(|now| now > policy.after_ns)
+        snapshot.retention_ns(&table.def.name).is_none_or(|now| now > policy.after_ns)
     };
     let retention = table.filter(longer).map(|table| Op::SetRetention {
         of: RetentionOf::Table(table.def.id),
@@ -208,9 +208,10 @@ fn fits(known: &TableMeta, columns: &[Column]) -> Result<()> {
     }
     let time = def.schema.time()?;
     for column in columns.iter().filter(|column| column.kind != ColumnKind::Time) {
-        let fits = def.schema.column(&column.name).is_none_or(|other| {
-            other.kind == column.kind && other.field_type == column.field_type
-        });
+        let fits = def
+            .schema
+            .column(&column.name)
+            .is_none_or(|other| other.kind == column.kind && other.field_type == column.field_type);
         if column.name != time.name && fits {
             continue;
         }
@@ -234,12 +235,12 @@ fn fits(known: &TableMeta, columns: &[Column]) -> Result<()> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::*;
     use kymo_kernel::continuous::{Mark, Pause};
     use kymo_kernel::ids::{ColumnId, Epoch, PartitionId, TableId};
     use kymo_kernel::message::Ddl;
     use kymo_kernel::schema::FieldType;
     use kymo_kernel::storage::meta::{Author, Edit};
-    use super::*;
 
     const LIMITS: Limits = Limits {
         max_tables: 9,
@@ -344,8 +345,8 @@ mod tests {
             let options = TableOptions { append_only, ..TableOptions::default() };
             let schema = TableSchema { version: 0, columns };
             let name = TableName::new("kymo", "out");
-            let plan =
-                create_table(&Snapshot::default(), &name, &schema, &options, false, LIMITS).unwrap();
+            let plan = create_table(&Snapshot::default(), &name, &schema, &options, false, LIMITS)
+                .unwrap();
             apply(&Snapshot::default(), plan.ops).unwrap()
         };
         let time = column("ts", ColumnKind::Time, FieldType::Timestamp);

@@ -78,10 +78,8 @@ pub(super) fn query(table: &TableDef, width_ns: i64, aggregates: &[Aggregate]) -
     let chosen = if aggregates.is_empty() { &Aggregate::DEFAULT[..] } else { aggregates };
     let time = &table.schema.time()?.name;
     let numeric = |column: &&Column| {
-        let number = matches!(
-            column.field_type,
-            FieldType::Float64 | FieldType::Int64 | FieldType::UInt64
-        );
+        let number =
+            matches!(column.field_type, FieldType::Float64 | FieldType::Int64 | FieldType::UInt64);
         column.kind == ColumnKind::Field && number
     };
     let fields: Vec<&Column> = table.schema.columns.iter().filter(numeric).collect();
@@ -92,17 +90,12 @@ pub(super) fn query(table: &TableDef, width_ns: i64, aggregates: &[Aggregate]) -
         )
         .with_hint("use CREATE CONTINUOUS QUERY to say what to keep of it"));
     }
-    let window = format!(
-        "time_bucket('{} nanoseconds', {}) AS {}",
-        width_ns,
-        quoted(time),
-        quoted(TIME)
-    );
+    let window =
+        format!("time_bucket('{} nanoseconds', {}) AS {}", width_ns, quoted(time), quoted(TIME));
     let tags: Vec<String> = table.schema.tags().map(|tag| quoted(&tag.name)).collect();
-    let kept = fields
-        .iter()
-        .flat_map(|field| chosen.iter().map(|each| each.of(&field.name, time)));
-    let columns: Vec<String> = [window].into_iter().chain(tags.iter().cloned()).chain(kept).collect();
+    let kept = fields.iter().flat_map(|field| chosen.iter().map(|each| each.of(&field.name, time)));
+    let columns: Vec<String> =
+        [window].into_iter().chain(tags.iter().cloned()).chain(kept).collect();
     let groups: Vec<String> = (1..=tags.len() + 1).map(|place| place.to_string()).collect();
     let name = [&table.name.database, &table.name.schema, &table.name.table];
     let from = name.map(|part| quoted(part)).join(".");

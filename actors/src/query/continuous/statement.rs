@@ -247,16 +247,8 @@ fn create_policy(parser: &mut Parser) -> Result<CreatePolicy, Failure> {
     let target = if take(parser, "INTO") { Some(table_name(parser)?) } else { None };
     let aggregates = if take(parser, "WITH") { aggregates(parser)? } else { Vec::new() };
     let width = width.split_whitespace().collect();
-    let policy = CreatePolicy {
-        name,
-        if_not_exists,
-        table,
-        after_ns,
-        width_ns,
-        width,
-        target,
-        aggregates,
-    };
+    let policy =
+        CreatePolicy { name, if_not_exists, table, after_ns, width_ns, width, target, aggregates };
     Ok(policy)
 }
 

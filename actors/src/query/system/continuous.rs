@@ -145,7 +145,10 @@ mod tests {
             [("10s", 10_000_000_000), ("1h30m", 5_400_000_000_000), ("7d", 604_800_000_000_000)]
         {
             assert_eq!(length(nanos), text);
-            assert_eq!(crate::query::duration::Span::parse(text).unwrap().fixed_nanos(), Some(nanos));
+            assert_eq!(
+                crate::query::duration::Span::parse(text).unwrap().fixed_nanos(),
+                Some(nanos)
+            );
         }
         assert_eq!(length(1_000_500_003), "1s500us3ns");
     }

@@ -348,25 +348,28 @@ fn deletions_are_kept_until_a_target_reflects_them() {
         snapshot.apply(&Edit { ops: vec![op], ..first_format() }).unwrap()
     };
     let id = Uuid::from_u128(1);
-    let mut snapshot = apply(&Snapshot::default(), Op::PutContinuous {
-        query: ContinuousDef {
-            id,
-            name: QueryName { database: "kymo".to_owned(), name: "v".to_owned() },
-            revision: 1,
-            text: String::new(),
-            schema: String::new(),
-            user: String::new(),
-            settings: BTreeMap::new(),
-            target: TableName::new("kymo", "out"),
-            sources: vec![TableName::new("kymo", "cpu")],
-            every_ns: None,
-            lateness_ns: None,
-            policy: None,
-            created_ns: 0,
-            paused: None,
+    let mut snapshot = apply(
+        &Snapshot::default(),
+        Op::PutContinuous {
+            query: ContinuousDef {
+                id,
+                name: QueryName { database: "kymo".to_owned(), name: "v".to_owned() },
+                revision: 1,
+                text: String::new(),
+                schema: String::new(),
+                user: String::new(),
+                settings: BTreeMap::new(),
+                target: TableName::new("kymo", "out"),
+                sources: vec![TableName::new("kymo", "cpu")],
+                every_ns: None,
+                lateness_ns: None,
+                policy: None,
+                created_ns: 0,
+                paused: None,
+            },
+            marks: BTreeMap::new(),
         },
-        marks: BTreeMap::new(),
-    });
+    );
     for (number, name) in [(1, "other"), (2, "cpu"), (3, "cpu")] {
         let id = TableId(snapshot.next_table.0);
         let def = TableDef { id, name: TableName::new("kymo", name), ..table(id.0) };

@@ -73,9 +73,8 @@ pub(super) fn name_parts(from: &QueryName) -> [String; 2] {
 }
 
 pub(super) fn mark_records(marks: &BTreeMap<TableId, Mark>) -> Vec<MarkRecord> {
-    let record = |(table, mark): (&TableId, &Mark)| {
-        MarkRecord(table.0, mark.position.into(), mark.newest)
-    };
+    let record =
+        |(table, mark): (&TableId, &Mark)| MarkRecord(table.0, mark.position.into(), mark.newest);
     marks.iter().map(record).collect()
 }
 
@@ -100,10 +99,7 @@ impl From<&ContinuousDef> for ContinuousRecord {
             sources: from.sources.iter().map(parts).collect(),
             every_ns: from.every_ns,
             lateness_ns: from.lateness_ns,
-            policy: from
-                .policy
-                .as_ref()
-                .map(|policy| {
+            policy: from.policy.as_ref().map(|policy| {
                 (parts(&policy.table), policy.after_ns, policy.width_ns, policy.retained)
             }),
             created_ns: from.created_ns,
@@ -133,20 +129,18 @@ impl From<ContinuousRecord> for ContinuousDef {
                 retained,
             }),
             created_ns: from.created_ns,
-            paused: from
-                .paused
-                .map(|(reason, failed, since_ns)| Pause { reason, failed, since_ns }),
+            paused: from.paused.map(|(reason, failed, since_ns)| Pause {
+                reason,
+                failed,
+                since_ns,
+            }),
         }
     }
 }
 
 impl From<&Advance> for AdvanceRecord {
     fn from(from: &Advance) -> Self {
-        AdvanceRecord {
-            id: from.id.as_u128(),
-            marks: mark_records(&from.marks),
-            gone: from.gone,
-        }
+        AdvanceRecord { id: from.id.as_u128(), marks: mark_records(&from.marks), gone: from.gone }
     }
 }
 
