@@ -42,7 +42,7 @@ const SHAPES: &[Shape] = &[
     },
     Shape {
         sql: "SELECT time_bucket('20ns', time) AS w, count(value) * 2 + 1 AS n, \
-              round(stddev(value), 6) AS d, approx_distinct(CAST(value AS BIGINT)) AS h, \
+              round(stddev(value), 6) AS d, approx_distinct(CAST(value AS BIGINT)) AS h, max(host) AS top, \
               sum(value) FILTER (WHERE host <> 'b') AS rest \
               FROM (SELECT time, host, value + 1 AS value FROM T WHERE host <> 'd') AS x \
               GROUP BY time_bucket('20ns', time)",

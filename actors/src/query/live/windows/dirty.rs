@@ -23,6 +23,9 @@ impl Dirty {
 
     pub(super) fn add(&mut self, starts: TimeRange) {
         let TimeRange { mut first, mut last } = starts;
+        if first > last {
+            return;
+        }
         let (low, high) = (first.saturating_sub(self.step), last.saturating_add(self.step));
         let touching = self.ranges.range(..=high).rev().take_while(|(_, end)| **end >= low);
         let touching: Vec<i64> = touching.map(|(start, _)| *start).collect();

@@ -353,6 +353,9 @@ impl Windowed for Incremental {
     }
 
     fn invalidate(&mut self, times: TimeRange) {
+        if times.first > times.last {
+            return;
+        }
         self.measured(|this| {
             let starts = this.window.starts(times);
             // Windows without a state may have got rows.
