@@ -23,11 +23,13 @@ use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
+mod alerts;
 mod continuous;
 mod deletes;
 mod live;
 mod plugins;
 
+pub use alerts::{AlertStatus, Inbox, Labels, Notification, Outlet};
 pub use continuous::ContinuousDdl;
 pub use deletes::{Choose, Delete, Deleted, Doomed};
 pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed, row_bytes};

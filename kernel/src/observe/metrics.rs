@@ -308,6 +308,32 @@ impl ContinuousMetrics {
     }
 }
 
+families! {
+    /// Alert rules.
+    AlertMetrics {
+        /// Rules, by whether they are `active`, `paused` or `failed`.
+        rules: IntGaugeVec = "kymo_alert_rules" ["state"],
+        /// Evaluations of rules, by what caused them: a `commit` or the `grid` of time.
+        evaluations: IntCounterVec = "kymo_alert_evaluations_total" ["cause"],
+        /// Evaluations that failed, by error code.
+        failures: IntCounterVec = "kymo_alert_failures_total" ["code"],
+        /// Instants of the grid that were passed over because an evaluation took too long.
+        missed: IntCounter = "kymo_alert_missed_evaluations_total",
+        /// Time from a commit, or from an instant of the grid, to the end of the evaluation.
+        lag_seconds: HistogramVec = "kymo_alert_lag_seconds" ["cause"] buckets FAST,
+        /// Transitions of alerts, by what they became.
+        transitions: IntCounterVec = "kymo_alert_transitions_total" ["to"],
+        /// Transitions that are not durable yet.
+        pending_transitions: IntGauge = "kymo_alert_transitions_pending",
+        /// Times that transitions could not be written and were tried again.
+        retried_writes: IntCounter = "kymo_alert_retried_writes_total",
+        /// Notifications handed to a channel.
+        notifications: IntCounterVec = "kymo_alert_notifications_total" ["channel"],
+        /// Notifications that a channel did not take in time and that went for newer ones.
+        dropped_notifications: IntCounterVec = "kymo_alert_dropped_notifications_total" ["channel"],
+    }
+}
+
 /// Every family of the process.
 pub struct Metrics {
     registry: Registry,
@@ -331,6 +357,8 @@ pub struct Metrics {
     pub live: LiveMetrics,
     /// Continuous queries.
     pub continuous: ContinuousMetrics,
+    /// Alert rules.
+    pub alerts: AlertMetrics,
     broken_invariants: IntCounterVec,
 }
 
@@ -352,6 +380,7 @@ impl Metrics {
             plugins: PluginMetrics::new(&registry),
             live: LiveMetrics::new(&registry),
             continuous: ContinuousMetrics::new(&registry),
+            alerts: AlertMetrics::new(&registry),
             broken_invariants: register(&registry, invariants),
             registry,
         }
