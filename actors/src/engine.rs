@@ -10,7 +10,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Delete, Durability, Write};
+use kymo_kernel::message::{Ddl, Delete, Durability, Write, WriteOwn};
 use kymo_kernel::pools::{Group, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -51,6 +51,7 @@ struct Inner {
     hub: Arc<Hub>,
     node: Arc<SingleNode>,
     write: Port<Write>,
+    write_own: Port<WriteOwn>,
     ddl: Port<Ddl>,
     delete: Port<Delete>,
     transforms: Transforms,
@@ -104,6 +105,7 @@ impl Engine {
         let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
         let deleter = start_deleter(supervisor, env, pools, &store, &writers);
         let delete = deleter.port(Budget { wait: DDL_WAIT, ..Budget::count(DELETES) });
+        let write_own = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
         let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
         let keeper = start_keeper(supervisor, settings, &store, &writers);
         let retention = start_retention(supervisor, settings, &store, &writers);
@@ -114,6 +116,7 @@ impl Engine {
             hub,
             node,
             write,
+            write_own,
             ddl,
             delete,
             transforms,
@@ -126,6 +129,12 @@ impl Engine {
     #[must_use]
     pub fn write(&self) -> &Port<Write> {
         &self.0.write
+    }
+
+    /// Where rows of Kymo's own tables go.
+    #[must_use]
+    pub fn write_own(&self) -> &Port<WriteOwn> {
+        &self.0.write_own
     }
 
     /// Where changes of definitions go.
@@ -192,6 +201,7 @@ impl Engine {
     pub async fn drain(&self) {
         self.0.write.drain().await;
         self.0.delete.drain().await;
+        self.0.write_own.drain().await;
         self.0.ddl.drain().await;
         self.0.writers.drain().await;
     }
@@ -237,6 +247,8 @@ fn start_catalog(
         max_versions: settings.plugins.max_versions,
         max_transforms: settings.plugins.max_transforms,
         max_continuous: settings.continuous.max_queries,
+        max_alerts: settings.alerts.max_rules,
+        max_silences: settings.alerts.max_silences,
     };
     let (store, writers) = (store.clone(), writers.clone());
     let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);

@@ -18,7 +18,9 @@ use arrow::array::RecordBatch;
 use futures::future::join_all;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::ids::{Position, TableId};
-use kymo_kernel::message::{Acked, Append, Beside, Ddl, Durability, RejectedRow, Write};
+use kymo_kernel::message::{
+    Acked, Append, Beside, Ddl, Durability, OwnRows, RejectedRow, Write, WriteOwn,
+};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::port::Port;
 use kymo_kernel::schema::{SYSTEM_SCHEMA, TableBatch, TableDef, TableOptions, TableSchema};
@@ -103,6 +105,13 @@ impl Handle<Write> for Ingest {
     }
 }
 
+impl Handle<WriteOwn> for Ingest {
+    fn handle(&mut self, message: WriteOwn, reply: Reply<WriteOwn>, cx: &mut Cx<Self>) {
+        let shared = self.0.clone();
+        cx.answer(reply, async move { shared.write_own(message).await });
+    }
+}
+
 /// What one look at the definitions came to.
 enum Round {
     /// The rows fit the table.
@@ -144,6 +153,13 @@ impl Shared {
         Ok(total)
     }
 
+    /// Writes rows of Kymo's own tables.
+    async fn write_own(&self, WriteOwn { rows, beside }: WriteOwn) -> Result<()> {
+        let (known, batch) = self.own(&rows).await?;
+        let sync = Some(Durability::EveryWrite);
+        self.keep(Some((known, batch)), beside.as_ref(), sync).await.map(|_| ())
+    }
+
     /// The rows after the transforms of their tables, those of several tables at the same time.
     async fn transform(&self, batches: Vec<TableBatch>) -> Result<Vec<Passed>> {
         let known = self.store.catalog();
@@ -171,7 +187,13 @@ impl Shared {
     /// Writes the rows of one table, as often as definitions change under it.
     async fn write_table(&self, passed: &Passed, write: &Write) -> Result<Acked> {
         let Passed { rows, refused, transformed } = passed;
+        let own = |rows: &TableBatch| OwnRows {
+            rows: rows.clone(),
+            schema: rejected::schema(),
+            options: rejected::options(),
+        };
         let refused = refused.as_ref();
+        let beside = refused.map(own);
         let refused_rows = refused.map_or(0, |refused| refused.batch.num_rows() as u64);
         for _ in 0..MAX_ROUNDS {
             let round = match rows.batch.num_rows() {
@@ -187,7 +209,7 @@ impl Shared {
                 Round::Again => continue,
             };
             let rows = kept.as_ref().map_or(0, |(_, batch)| batch.num_rows() as u64);
-            match self.keep(kept, refused, write.durability).await {
+            match self.keep(kept, beside.as_ref(), write.durability).await {
                 Ok(position) => {
                     return Ok(Acked { rows, position, rejected, refused: refused_rows });
                 }
@@ -287,23 +309,24 @@ impl Shared {
         Error::new(Code::TableNotFound, format!("table {} does not exist", rows.table))
     }
 
-    /// Makes rows of a table and those that its transforms refused durable, all or none.
+    /// Makes rows of a table and those of one of Kymo's own that belong to them, such as what
+    /// its transforms refused, durable, all or none.
     async fn keep(
         &self,
         kept: Option<(Arc<Known>, RecordBatch)>,
-        refused: Option<&TableBatch>,
+        beside: Option<&OwnRows>,
         durability: Option<Durability>,
     ) -> Result<Option<Position>> {
-        let refused = match refused {
-            Some(rows) => Some(self.for_refused(rows).await?),
+        let beside = match beside {
+            Some(rows) => Some(self.own(rows).await?),
             None => None,
         };
-        let ((known, batch), (other, second)) = match (kept, refused) {
+        let ((known, batch), (other, second)) = match (kept, beside) {
             (None, None) => return Ok(None),
             (Some((known, batch)), None) | (None, Some((known, batch))) => {
                 return self.append(&known.def, batch, durability, None).await.map(Some);
             }
-            (Some(kept), Some(refused)) => (kept, refused),
+            (Some(kept), Some(beside)) => (kept, beside),
         };
         let record = self.encode(&other.def, &second).await?;
         let (deliver, shown) = self.writers.deliver(&other.def)?;
@@ -314,13 +337,14 @@ impl Shared {
         Ok(Some(position))
     }
 
-    /// The table of refused rows of a database, made where there is none, and rows that fit it.
-    async fn for_refused(&self, rows: &TableBatch) -> Result<(Arc<Known>, RecordBatch)> {
+    /// One of Kymo's own tables, made where it is missing, and rows that fit it.
+    async fn own(&self, own: &OwnRows) -> Result<(Arc<Known>, RecordBatch)> {
+        let rows = &own.rows;
         if self.store.catalog().table(&rows.table).is_none() {
             let ddl = Ddl::CreateTable {
                 name: rows.table.clone(),
-                schema: rejected::schema(),
-                options: rejected::options(),
+                schema: own.schema.clone(),
+                options: own.options.clone(),
                 if_not_exists: true,
                 create_database: false,
                 retention_ns: None,
@@ -332,7 +356,7 @@ impl Shared {
                 Ok((known, checked.batch))
             }
             (Some(known), _) => {
-                Err(Error::internal(format!("table {} takes no refused rows", known.def.name)))
+                Err(Error::internal(format!("table {} takes no rows of its own", known.def.name)))
             }
             (None, _) => {
                 let text = format!("table {} was dropped", rows.table);

@@ -60,6 +60,8 @@ section! {
         live: Live = Live::default(),
         /// Continuous queries.
         continuous: Continuous = Continuous::default(),
+        /// Alert rules.
+        alerts: Alerts = Alerts::default(),
         /// Plugins.
         plugins: Plugins = Plugins::default(),
         /// Logs, metrics and traces.
@@ -352,6 +354,42 @@ section! {
         max_failures: u32 = 5,
         /// The pause after a failure, which doubles with each further one, up to five minutes.
         retry_ms: u64 = 1000,
+    }
+}
+
+section! {
+    /// Alert rules: how often they are evaluated, and how much they may hold.
+    Alerts {
+        /// Interval of evaluation of rules that are created without EVERY.
+        evaluation_ms: u64 = 10_000,
+        /// Age at which the last row of a label set no longer counts, without NO DATA AFTER.
+        staleness_ms: u64 = 300_000,
+        /// How long an alert that was resolved is still shown, and sent again after a restart.
+        resolved_ms: u64 = 900_000,
+        /// Rules that there may be.
+        max_rules: usize = 20_000,
+        /// Silences that there may be.
+        max_silences: usize = 10_000,
+        /// Label sets that one rule may have; a rule with more fails.
+        max_label_sets: usize = 100_000,
+        /// Queries of rules that run at a time.
+        max_evaluations: usize = 2,
+        /// Time for one query of a rule.
+        timeout_ms: u64 = 30_000,
+        /// Committed rows that wait to be evaluated; beyond, the table is read again.
+        buffer_bytes: u64 = 16 * MIB,
+        /// Transitions that may wait to become durable; beyond, nothing is evaluated until they
+        /// are.
+        max_pending: usize = 100_000,
+        /// Notifications that wait for one channel; beyond, the oldest go.
+        max_notifications: usize = 10_000,
+        /// Size of the segments of `system.alert_history`, beyond which its oldest rows go; 0
+        /// keeps them all.
+        history_bytes: u64 = 256 * MIB,
+        /// Evaluations of one backtest.
+        max_backtest_evaluations: u64 = 1_000_000,
+        /// Transitions that one backtest may return.
+        max_backtest_transitions: usize = 100_000,
     }
 }
 

@@ -38,7 +38,8 @@ pub fn status(code: Code) -> StatusCode {
         Code::DatabaseNotFound
         | Code::TableNotFound
         | Code::PluginNotFound
-        | Code::QueryNotFound => StatusCode::NOT_FOUND,
+        | Code::QueryNotFound
+        | Code::AlertNotFound => StatusCode::NOT_FOUND,
         Code::AlreadyExists | Code::InUse => StatusCode::CONFLICT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::TypeConflict | Code::PluginFailed => StatusCode::UNPROCESSABLE_ENTITY,
@@ -71,7 +72,7 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::ColumnNotFound => "42703",
         Code::FunctionNotFound => "42883",
         Code::SettingNotFound => "42704",
-        Code::PluginNotFound | Code::QueryNotFound => "42704",
+        Code::PluginNotFound | Code::QueryNotFound | Code::AlertNotFound => "42704",
         // dependent_objects_still_exist
         Code::InUse => "2BP01",
         // object_not_in_prerequisite_state

@@ -52,6 +52,8 @@ codes! {
     PluginNotFound = "plugin_not_found",
     /// A named continuous query does not exist.
     QueryNotFound = "query_not_found",
+    /// A named alert rule or silence does not exist.
+    AlertNotFound = "alert_not_found",
     /// Something that others use and that would be lost to them.
     InUse = "in_use",
     /// A plugin that is suspended, disabled or failed to load.

@@ -10,6 +10,7 @@
 //! The kernel never imports DataFusion, axum, pgwire or wasmtime.
 
 pub mod actor;
+pub mod alert;
 pub mod cancel;
 pub mod continuous;
 pub mod digest;

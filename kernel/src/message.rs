@@ -29,7 +29,9 @@ mod deletes;
 mod live;
 mod plugins;
 
-pub use alerts::{AlertStatus, Inbox, Labels, Notification, Outlet};
+pub use alerts::{
+    AlertCommand, AlertDdl, AlertDone, AlertStatus, Inbox, Labels, Notification, Outlet,
+};
 pub use continuous::ContinuousDdl;
 pub use deletes::{Choose, Delete, Deleted, Doomed};
 pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed, row_bytes};
@@ -173,6 +175,36 @@ impl fmt::Debug for Beside {
     }
 }
 
+/// Rows of one of Kymo's own tables.
+#[derive(Debug)]
+pub struct OwnRows {
+    /// The rows.
+    pub rows: TableBatch,
+    /// The columns of the table, to make it where it is missing.
+    pub schema: TableSchema,
+    /// Its options.
+    pub options: TableOptions,
+}
+
+/// Rows of Kymo's own tables, which others may not fill: all of them or none, and synced before
+/// they are acknowledged. Alerts → ingest.
+#[derive(Debug)]
+pub struct WriteOwn {
+    /// The rows.
+    pub rows: OwnRows,
+    /// Rows of a second table that share their fate.
+    pub beside: Option<OwnRows>,
+}
+
+impl Message for WriteOwn {
+    type Reply = ();
+
+    fn weight(&self) -> usize {
+        let both = [Some(&self.rows), self.beside.as_ref()];
+        both.into_iter().flatten().map(|own| own.rows.batch.get_array_memory_size()).sum()
+    }
+}
+
 /// A change of definitions. Query, ingest → catalog.
 #[derive(Debug, Clone)]
 pub enum Ddl {
@@ -233,6 +265,8 @@ pub enum Ddl {
     Plugin(PluginDdl),
     /// Changes continuous queries.
     Continuous(ContinuousDdl),
+    /// Changes alert rules and silences; asked by who evaluates them only.
+    Alert(AlertDdl),
 }
 
 /// What a retention is set for.

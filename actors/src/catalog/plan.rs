@@ -18,6 +18,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use crate::ingest::check::conflict;
 
+mod alerts;
 pub(crate) mod continuous;
 pub(crate) mod plugins;
 
@@ -36,6 +37,10 @@ pub struct Limits {
     pub max_transforms: usize,
     /// Continuous queries.
     pub max_continuous: usize,
+    /// Alert rules.
+    pub max_alerts: usize,
+    /// Silences that have not ended.
+    pub max_silences: usize,
 }
 
 /// What a change of definitions comes to.
@@ -93,6 +98,7 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
         }
         Ddl::Plugin(change) => plugins::plan(snapshot, change, limits),
         Ddl::Continuous(change) => continuous::plan(snapshot, change, limits),
+        Ddl::Alert(change) => alerts::plan(snapshot, change, limits),
     }
 }
 
@@ -331,6 +337,8 @@ mod tests {
         max_versions: 1,
         max_transforms: 1,
         max_continuous: 2,
+        max_alerts: 1,
+        max_silences: 1,
     };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {

@@ -17,10 +17,72 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
 
+use super::Message;
+use crate::alert::{AlertDef, Matcher, SilenceDef};
 use crate::observe::metrics;
 
 /// Names and values of labels or annotations, by name.
 pub type Labels = BTreeMap<String, String>;
+
+/// A change of alert rules and silences. Alerts → catalog.
+#[derive(Debug, Clone)]
+pub enum AlertDdl {
+    /// `CREATE ALERT`.
+    Create {
+        /// The rule.
+        alert: Box<AlertDef>,
+        /// Succeed silently where one of that name exists.
+        if_not_exists: bool,
+    },
+    /// `DROP ALERT`.
+    Drop {
+        /// Its name.
+        name: String,
+        /// Succeed silently where it does not exist.
+        if_exists: bool,
+    },
+    /// `ALTER ALERT … PAUSE` and `RESUME`.
+    Pause {
+        /// The rule.
+        name: String,
+        /// Whether it is not evaluated from now on.
+        paused: bool,
+    },
+    /// `SILENCE`; the catalog gives it its number, and forgets silences that ended before it.
+    Silence(SilenceDef),
+    /// `DROP SILENCE`.
+    DropSilence {
+        /// Its number.
+        id: u64,
+    },
+}
+
+/// What can be asked of alerts. Query → alerts.
+#[derive(Debug, Clone)]
+pub enum AlertCommand {
+    /// Changes definitions; answered once the change is in force.
+    Change(AlertDdl),
+    /// `ACK`: somebody looks after alerts that fire.
+    Ack {
+        /// Which.
+        matcher: Matcher,
+        /// Who.
+        author: String,
+        /// What they said.
+        comment: String,
+    },
+}
+
+impl Message for AlertCommand {
+    type Reply = AlertDone;
+}
+
+/// The answer to an [`AlertCommand`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AlertDone {
+    /// How many alerts were acknowledged, or 1 where a definition changed.
+    pub count: u64,
+}
 
 /// Whether an alert begins or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::alert::{AlertDef, SilenceDef};
 use crate::continuous::{Advance, ContinuousDef, Mark, QueryName};
 use crate::error::{Code, Error, Result};
 use crate::ids::{
@@ -26,6 +27,7 @@ use crate::plugin::{FunctionDef, PluginDef, TransformDef, Transforms};
 use crate::schema::{DEFAULT_DATABASE, TableDef, TableName};
 use crate::user::User;
 
+mod alerts;
 pub mod codec;
 mod continuous;
 mod plugins;
@@ -191,6 +193,10 @@ pub struct Snapshot {
     pub continuous: Arc<ContinuousQueries>,
     /// How far they have brought their targets.
     pub cursors: Arc<Cursors>,
+    /// Alert rules by name.
+    pub alerts: Arc<BTreeMap<String, Arc<AlertDef>>>,
+    /// Silences by number.
+    pub silences: Arc<BTreeMap<u64, Arc<SilenceDef>>>,
 }
 
 impl Default for Snapshot {
@@ -213,6 +219,8 @@ impl Default for Snapshot {
             retentions: Arc::default(),
             continuous: Arc::default(),
             cursors: Arc::default(),
+            alerts: Arc::default(),
+            silences: Arc::default(),
         }
     }
 }
@@ -383,6 +391,26 @@ pub enum Op {
         /// Each query once.
         advances: Vec<Advance>,
     },
+    /// Creates an alert rule or changes it; its revision must be the next.
+    PutAlert {
+        /// The definition.
+        alert: AlertDef,
+    },
+    /// Removes an alert rule; it must exist.
+    DropAlert {
+        /// Its name.
+        name: String,
+    },
+    /// Creates or replaces a silence.
+    PutSilence {
+        /// The definition.
+        silence: SilenceDef,
+    },
+    /// Removes a silence; it must exist.
+    DropSilence {
+        /// Its number.
+        id: u64,
+    },
 }
 
 fn conflict(what: impl Into<String>) -> Error {
@@ -484,6 +512,10 @@ impl Snapshot {
                 advances.iter().for_each(|advance| self.advance_continuous(advance));
                 Ok(())
             }
+            Op::PutAlert { alert } => self.put_alert(alert),
+            Op::DropAlert { name } => self.drop_alert(name),
+            Op::PutSilence { silence } => self.put_silence(silence),
+            Op::DropSilence { id } => self.drop_silence(*id),
         }
     }
 

@@ -499,6 +499,8 @@ mod tests {
         max_versions: 3,
         max_transforms: 2,
         max_continuous: 0,
+        max_alerts: 1,
+        max_silences: 1,
     };
 
     fn description(functions: &[(&str, &str)]) -> String {

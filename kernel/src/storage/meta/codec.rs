@@ -15,8 +15,8 @@
 //! The records are types of their own and never change once released: a new layout gets a
 //! new format version and new records beside these. New kinds of [`OpRecord`] go to its end.
 //! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
-//! format's record in a checkpoint. Format 3 added deletions, retention and continuous queries,
-//! and the records of [`keeping`] and [`continuous`] behind that.
+//! format's record in a checkpoint. Format 3 added deletions, retention, continuous queries and
+//! alerts, and the records of [`keeping`], [`continuous`] and [`alerts`] behind that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,10 +37,12 @@ use crate::storage::meta::{Assignment, Author, ColumnStats, Edit, NodeMeta, Op, 
 use crate::storage::meta::{SegmentMeta, Snapshot, TableMeta};
 use crate::user::{ScramVerifier, User};
 
+mod alerts;
 mod continuous;
 mod keeping;
 mod plugins;
 
+use alerts::{AlertRecord, AlertsRecord, SilenceRecord};
 use continuous::{AdvanceRecord, ContinuousRecord, ContinuousRecords, MarkRecord};
 use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
@@ -79,6 +81,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
         PluginsRecord::from(snapshot),
         KeepingRecord::from(snapshot),
         ContinuousRecords::from(snapshot),
+        AlertsRecord::from(snapshot),
     );
     seal(SNAPSHOT_MAGIC, snapshot.version, &body)
 }
@@ -89,19 +92,24 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_snapshot(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Snapshot> {
     let (format, body) = open(SNAPSHOT_MAGIC, file, version, bytes)?;
-    let (record, plugins, keeping, continuous) = match format {
-        1 => (decode(file, body)?, Default::default(), Default::default(), Default::default()),
+    type Later = (KeepingRecord, ContinuousRecords, AlertsRecord);
+    let (record, plugins, later): (SnapshotRecord, PluginsRecord, Later) = match format {
+        1 => (decode(file, body)?, PluginsRecord::default(), Default::default()),
         2 => {
             let (record, plugins) = decode::<(SnapshotRecord, PluginsRecord)>(file, body)?;
-            (record, plugins, KeepingRecord::default(), ContinuousRecords::default())
+            (record, plugins, Default::default())
         }
-        _ => decode(file, body)?,
+        _ => {
+            let (record, plugins, keeping, continuous, alerts) = decode(file, body)?;
+            (record, plugins, (keeping, continuous, alerts))
+        }
     };
-    let (record, plugins): (SnapshotRecord, PluginsRecord) = (record, plugins);
+    let (keeping, continuous, alerts) = later;
     let mut snapshot = record.into_snapshot(version);
     plugins.add_to(&mut snapshot);
     keeping.add_to(&mut snapshot);
     continuous.add_to(&mut snapshot);
+    alerts.add_to(&mut snapshot);
     Ok(snapshot)
 }
 
@@ -282,6 +290,10 @@ enum OpRecord {
     PutContinuous { query: ContinuousRecord, marks: Vec<MarkRecord> },
     DropContinuous([String; 2]),
     AdvanceContinuous(Vec<AdvanceRecord>),
+    PutAlert(AlertRecord),
+    DropAlert(String),
+    PutSilence(SilenceRecord),
+    DropSilence(u64),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -634,6 +646,10 @@ impl From<&Op> for OpRecord {
             Op::AdvanceContinuous { advances } => {
                 OpRecord::AdvanceContinuous(advances.iter().map(AdvanceRecord::from).collect())
             }
+            Op::PutAlert { alert } => OpRecord::PutAlert(alert.into()),
+            Op::DropAlert { name } => OpRecord::DropAlert(name.clone()),
+            Op::PutSilence { silence } => OpRecord::PutSilence(silence.into()),
+            Op::DropSilence { id } => OpRecord::DropSilence(*id),
         }
     }
 }
@@ -697,6 +713,10 @@ impl From<OpRecord> for Op {
                 let advances = advances.into_iter().map(Advance::from).collect();
                 Op::AdvanceContinuous { advances }
             }
+            OpRecord::PutAlert(alert) => Op::PutAlert { alert: alert.into() },
+            OpRecord::DropAlert(name) => Op::DropAlert { name },
+            OpRecord::PutSilence(silence) => Op::PutSilence { silence: silence.into() },
+            OpRecord::DropSilence(id) => Op::DropSilence { id },
         }
     }
 }
@@ -751,6 +771,8 @@ impl SnapshotRecord {
             retentions: Arc::default(),
             continuous: Arc::default(),
             cursors: Arc::default(),
+            alerts: Arc::default(),
+            silences: Arc::default(),
         }
     }
 }
@@ -780,6 +802,20 @@ mod tests {
         let head = crc32c::crc32c(&bytes[..28]);
         bytes[28..32].copy_from_slice(&head.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn checkpoints_of_the_second_format_have_no_alerts() {
+        let version = MetaVersion(7);
+        let snapshot = Snapshot { version, ..Snapshot::default() };
+        let bytes = encode_snapshot(&snapshot).unwrap();
+        // Two empty lists are two zeros at the end.
+        let body = bytes[ENVELOPE..].strip_suffix(&[0, 0]).unwrap();
+        let mut second = sealed(SNAPSHOT_MAGIC, version, body);
+        second[4] = 2;
+        let head = crc32c::crc32c(&second[..28]);
+        second[28..32].copy_from_slice(&head.to_le_bytes());
+        assert_eq!(decode_snapshot(Path::new("s"), version, &second).unwrap(), snapshot);
     }
 
     /// Bytes that do not verify are refused; what verifies and is no record is, too.

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
+use crate::alert::{Matcher, Missing, NoData};
 use crate::digest::Digest;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
 use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};
@@ -148,6 +149,49 @@ fn retention_of() -> impl Strategy<Value = RetentionOf> {
     ]
 }
 
+fn alert() -> impl Strategy<Value = AlertDef> {
+    let means = prop_oneof![Just(Missing::Firing), Just(Missing::Resolved), Just(Missing::Ignore)];
+    let no_data = (any::<i64>(), means).prop_map(|(after_ns, means)| NoData { after_ns, means });
+    (
+        ("[ab]", 1..4u64, any::<bool>()),
+        (proptest::option::of(any::<i64>()), any::<i64>(), any::<i64>()),
+        (proptest::option::of(no_data), proptest::option::of("[xy]{0,3}")),
+        (settings(), settings(), proptest::collection::vec("[a-c]", 0..3)),
+    )
+        .prop_map(|(names, times, (no_data, condition), (labels, annotations, channels))| {
+            AlertDef {
+                name: names.0,
+                revision: names.1,
+                database: "kymo".to_owned(),
+                schema: "public".to_owned(),
+                owner: "ada".to_owned(),
+                query: "SELECT 1".to_owned(),
+                condition,
+                every_ns: times.0,
+                hold_ns: times.1,
+                keep_firing_ns: times.2,
+                no_data,
+                labels,
+                annotations,
+                channels,
+                paused: names.2,
+            }
+        })
+}
+
+fn silence() -> impl Strategy<Value = SilenceDef> {
+    (0..3u64, proptest::option::of("[ab]"), settings(), any::<(i64, i64)>()).prop_map(
+        |(id, rule, labels, (starts_ns, ends_ns))| SilenceDef {
+            id,
+            matcher: Matcher { rule, labels },
+            starts_ns,
+            ends_ns,
+            author: "ada".to_owned(),
+            comment: "work".to_owned(),
+        },
+    )
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => plugin().prop_map(|plugin| Op::PutPlugin { plugin }),
@@ -187,6 +231,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..3u128, marks(), 0..4u64).prop_map(|(id, marks, gone)| Op::AdvanceContinuous {
             advances: vec![Advance { id: Uuid::from_u128(id), marks, gone }],
         }),
+        3 => alert().prop_map(|alert| Op::PutAlert { alert }),
+        1 => "[ab]".prop_map(|name| Op::DropAlert { name }),
+        2 => silence().prop_map(|silence| Op::PutSilence { silence }),
+        1 => (0..3u64).prop_map(|id| Op::DropSilence { id }),
     ]
 }
 
