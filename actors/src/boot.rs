@@ -12,7 +12,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Delete, Parse, PluginCommand, Prepare, Query, SessionContext, Write,
+    Ddl, Delete, Outlet, Parse, PluginCommand, Prepare, Query, SessionContext, Write,
 };
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::info;
 
+use alerts::Alerts;
 use answers::Answers;
 use continuous::Continuing;
 use plugins::Plugins;
@@ -36,6 +37,7 @@ use crate::live::Live;
 use crate::plugin_manager::{self, Download};
 use crate::session::Session;
 
+mod alerts;
 mod answers;
 mod continuous;
 mod plugins;
@@ -52,6 +54,7 @@ struct Inner {
     supervisor: Supervisor,
     engine: Engine,
     plugins: Plugins,
+    alerts: Alerts,
     answers: Answers,
     live: Live,
     continuing: Continuing,
@@ -92,7 +95,10 @@ impl System {
         let host = plugin_manager::start_host(&settings, &env, &pools)?;
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
         let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host, download);
-        let answers = Answers::start(&settings, &env, &pools, &supervisor, &engine, &plugins)?;
+        let alerts = Alerts::start(&settings, &env, &pools, &supervisor, &engine);
+        let below = (&engine, &plugins, &alerts);
+        let answers = Answers::start(&settings, &env, &pools, &supervisor, below)?;
+        alerts.begin(answers.planner().clone());
         let live = Live::new(
             &settings,
             &env,
@@ -114,6 +120,7 @@ impl System {
             supervisor,
             engine,
             plugins,
+            alerts,
             answers,
             live,
             continuing,
@@ -205,6 +212,12 @@ impl System {
     #[must_use]
     pub fn live(&self) -> &Live {
         &self.0.live
+    }
+
+    /// Where notifications of alerts go out.
+    #[must_use]
+    pub fn alerts(&self) -> &Arc<Outlet> {
+        self.0.alerts.context.outlet()
     }
 
     /// Where to follow committed rows.
@@ -306,7 +319,10 @@ impl System {
             Ok(())
         });
         let (engine, plugins) = (self.0.engine.clone(), self.0.plugins.clone());
+        let alerts = self.0.alerts.clone();
         plan.on(Phase::Writes, "writes", move || async move {
+            alerts.drain().await;
+            alerts.stop();
             plugins.drain().await;
             engine.drain().await;
             Ok(())

@@ -1,6 +1,6 @@
 //! Keeps house at intervals: deletes files that nothing names any more, flushes tables whose
-//! few rows in memory keep the log from shrinking, and keeps `system.rejected_writes` of every
-//! database within its bound.
+//! few rows in memory keep the log from shrinking, and keeps Kymo's own tables that only grow,
+//! `system.rejected_writes` of every database and `system.alert_history`, within their bounds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use kymo_config::Settings;
 use kymo_kernel::actor::{Actor, Cx};
 use kymo_kernel::ids::SegmentId;
 use kymo_kernel::observe;
-use kymo_kernel::schema::TableDef;
+use kymo_kernel::schema::{TableDef, TableName};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::storage::version::Version;
@@ -17,6 +17,7 @@ use kymo_kernel::{Code, Result};
 use serde_json::json;
 use tracing::{debug, warn};
 
+use crate::alert::history;
 use crate::ingest::rejected;
 use crate::writer::{Replaced, Writers};
 
@@ -24,8 +25,8 @@ use crate::writer::{Replaced, Writers};
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// Complete log files that may stay before tables are flushed for their sake.
 const LOG_FILES: u64 = 8;
-/// How often the size of refused rows is looked at.
-const REJECTED_EVERY: Duration = Duration::from_secs(10);
+/// How often the size of Kymo's own tables is looked at.
+const OWN_EVERY: Duration = Duration::from_secs(10);
 
 /// The actor.
 pub struct Keeper {
@@ -33,7 +34,7 @@ pub struct Keeper {
     writers: Writers,
     grace: Duration,
     log_bytes: u64,
-    rejected_bytes: u64,
+    bounds: Bounds,
     collecting: bool,
     forgetting: bool,
     deleted: u64,
@@ -48,7 +49,10 @@ impl Keeper {
             writers,
             grace: Duration::from_millis(settings.compaction.grace_ms),
             log_bytes: settings.journal.file_bytes.saturating_mul(LOG_FILES),
-            rejected_bytes: settings.ingest.rejected_bytes,
+            bounds: Bounds {
+                rejected: settings.ingest.rejected_bytes,
+                alert_history: settings.alerts.history_bytes,
+            },
             collecting: false,
             forgetting: false,
             deleted: 0,
@@ -79,20 +83,22 @@ impl Keeper {
         }
     }
 
-    /// Lets the oldest refused rows go where there are too many.
-    fn forget_rejected(&mut self, cx: &mut Cx<Self>) {
-        if self.rejected_bytes == 0 || std::mem::replace(&mut self.forgetting, true) {
+    /// Lets the oldest rows of Kymo's own tables go where there are too many.
+    fn forget_oldest(&mut self, cx: &mut Cx<Self>) {
+        if std::mem::replace(&mut self.forgetting, true) {
             return;
         }
-        let job = forget_rejected(self.store.clone(), self.writers.clone(), self.rejected_bytes);
+        let job = forget_oldest(self.store.clone(), self.writers.clone(), self.bounds);
         cx.then(job, |keeper, outcome, _| {
             keeper.forgetting = false;
             match outcome {
                 Ok(0) => {}
-                Ok(rows) => warn!(rows, "oldest refused rows removed: ingest.rejected_bytes"),
+                Ok(rows) => {
+                    warn!(rows, "oldest rows removed: ingest.rejected_bytes, alerts.history_bytes");
+                }
                 // A merge took one of the segments: the next look finds what came of it.
                 Err(error) if error.code() == Code::Conflict => {}
-                Err(error) => warn!(%error, "old refused rows could not be removed"),
+                Err(error) => warn!(%error, "old rows could not be removed"),
             }
         });
     }
@@ -109,7 +115,7 @@ impl Actor for Keeper {
         let period = (self.grace / 2).max(Duration::from_secs(1));
         cx.every(period, |keeper, cx| keeper.collect(cx));
         cx.every(LOG_EVERY, |keeper, _| keeper.shrink_log());
-        cx.every(REJECTED_EVERY, |keeper, cx| keeper.forget_rejected(cx));
+        cx.every(OWN_EVERY, |keeper, cx| keeper.forget_oldest(cx));
     }
 
     fn observe(&self) -> serde_json::Value {
@@ -117,13 +123,32 @@ impl Actor for Keeper {
     }
 }
 
-/// Removes the oldest segments of refused rows beyond the bound, table by table; returns how
-/// many rows went.
-async fn forget_rejected(store: Arc<Store>, writers: Writers, most: u64) -> Result<u64> {
+/// How large the segments of Kymo's own tables may get; 0 is without a bound.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    rejected: u64,
+    alert_history: u64,
+}
+
+impl Bounds {
+    /// The bound of a table, if it has one.
+    fn of(self, name: &TableName) -> Option<u64> {
+        let bytes = match name {
+            name if rejected::is(name) => self.rejected,
+            name if *name == history::history() => self.alert_history,
+            _ => 0,
+        };
+        (bytes > 0).then_some(bytes)
+    }
+}
+
+/// Removes the oldest segments of Kymo's own tables beyond their bounds; returns how many rows
+/// went.
+async fn forget_oldest(store: Arc<Store>, writers: Writers, bounds: Bounds) -> Result<u64> {
     let catalog = store.catalog();
-    let tables = catalog.names.iter().filter(|(name, _)| rejected::is(name));
+    let tables = catalog.names.iter().filter_map(|(name, id)| Some((bounds.of(name)?, id)));
     let mut rows = 0;
-    for (_, id) in tables {
+    for (most, id) in tables {
         let Some(_turn) = writers.turns().try_take(*id) else { continue };
         let (Some(cell), Some(table)) = (store.table(*id), catalog.table_by_id(*id)) else {
             continue;

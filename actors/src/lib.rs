@@ -9,6 +9,7 @@
 //! results up to date. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today
 //! one node everything.
 
+pub mod alert;
 pub mod boot;
 pub mod catalog;
 pub mod cluster;

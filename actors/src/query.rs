@@ -4,6 +4,7 @@
 //! behind an admission gate, under a time limit and a cancel token. The engine is DataFusion,
 //! which no other part of Kymo sees: messages carry text, Arrow and our own errors.
 
+mod alert;
 mod allow;
 mod analyze;
 mod build;
@@ -54,8 +55,8 @@ use kymo_kernel::continuous::ContinuousDef;
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::{TableId, TimeRange};
 use kymo_kernel::message::{
-    Acked, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse, PluginCommand, PluginDone, Prepare,
-    Query, Write,
+    Acked, AlertCommand, AlertDone, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse,
+    PluginCommand, PluginDone, Prepare, Query, Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
@@ -68,10 +69,11 @@ use tokio::sync::mpsc;
 use crate::continuous::{Progress, Registry};
 
 pub use system::{
-    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow,
+    ActorRow, AlertRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow,
     SubscriptionRow, SupervisionRow, TransformRow,
 };
 
+pub(crate) use alert::{Input, Kind, Layout, Own, Pairs, PlanRule, PlannedRule, RuleQuery, Shape};
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};
 
 /// What queries read: definitions and the current version of each table. Never blocks.
@@ -88,6 +90,8 @@ pub trait Changes: Send + Sync + 'static {
     fn ddl(&self, ddl: Ddl) -> BoxFuture<'static, Result<DdlDone>>;
     /// Changes plugins.
     fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>>;
+    /// Changes alert rules and silences, and acknowledges alerts.
+    fn alerts(&self, command: AlertCommand) -> BoxFuture<'static, Result<AlertDone>>;
     /// Writes rows.
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
     /// Says that continuous queries were changed.
@@ -117,6 +121,8 @@ pub struct Ports {
     pub continuous: Option<Arc<Registry>>,
     /// To the plugin manager, where there is one.
     pub plugins: Option<Port<PluginCommand>>,
+    /// To who evaluates alert rules, where there is one.
+    pub alerts: Option<Port<AlertCommand>>,
 }
 
 impl Changes for Ports {
@@ -131,6 +137,16 @@ impl Changes for Ports {
             match port {
                 Some(port) => port.call(command).await,
                 None => Err(Error::new(Code::Unsupported, "plugins are not offered here")),
+            }
+        })
+    }
+
+    fn alerts(&self, command: AlertCommand) -> BoxFuture<'static, Result<AlertDone>> {
+        let port = self.alerts.clone();
+        Box::pin(async move {
+            match port {
+                Some(port) => port.call(command).await,
+                None => Err(Error::new(Code::Unsupported, "alerts are not offered here")),
             }
         })
     }
@@ -197,7 +213,7 @@ impl QueryService {
     }
 }
 
-/// Answers [`Parse`], [`Prepare`], [`Query`], [`Follow`] and [`Keep`].
+/// Answers [`Parse`], [`Prepare`], [`Query`], [`Follow`], [`Keep`] and [`PlanRule`].
 pub struct QueryActor {
     service: QueryService,
 }
@@ -244,6 +260,15 @@ impl Handle<Keep> for QueryActor {
         let engine = self.service.engine.clone();
         let work = async move { engine.keep(message).await };
         let task = self.service.pools.spawn(Pool::Query, "keep", work);
+        cx.answer(reply, async move { task.await? });
+    }
+}
+
+impl Handle<PlanRule> for QueryActor {
+    fn handle(&mut self, PlanRule(def): PlanRule, reply: Reply<PlanRule>, cx: &mut Cx<Self>) {
+        let engine = self.service.engine.clone();
+        let work = async move { engine.plan_rule(&def).await };
+        let task = self.service.pools.spawn(Pool::Query, "plan rule", work);
         cx.answer(reply, async move { task.await? });
     }
 }

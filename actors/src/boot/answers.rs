@@ -18,14 +18,17 @@ use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
 use kymo_plugins::{Entry, PluginHost, PluginVersion};
 use parking_lot::Mutex;
 
+use super::alerts::Alerts;
 use super::plugins::Plugins;
+use crate::alert::Board;
 use crate::continuous;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
 use crate::live::Registry;
 use crate::query::{
-    ActorRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow, Ports,
-    QueryActor, QueryService, SubscriptionRow, SupervisionRow, Tables, TransformRow,
+    ActorRow, AlertRow, ContinuousRow, Inspect, PlanRule, PluginLogRow, PluginRow,
+    PluginVersionRow, PortRow, Ports, QueryActor, QueryService, SubscriptionRow, SupervisionRow,
+    Tables, TransformRow,
 };
 use crate::session::QueryPorts;
 
@@ -42,6 +45,7 @@ pub(super) struct Answers {
     pub(super) ports: QueryPorts,
     follow: Port<Follow>,
     keep: Port<Keep>,
+    planner: Port<PlanRule>,
     /// The subscriptions that live.
     pub(super) subscriptions: Arc<Registry>,
     /// The continuous queries that run.
@@ -55,8 +59,7 @@ impl Answers {
         env: &Env,
         pools: &Pools,
         supervisor: &Supervisor,
-        engine: &Engine,
-        plugins: &Plugins,
+        (engine, plugins, alerts): (&Engine, &Plugins, &Alerts),
     ) -> Result<Answers> {
         let continuous = Arc::new(continuous::Registry::default());
         let changes = Ports {
@@ -65,6 +68,7 @@ impl Answers {
             delete: engine.delete().clone(),
             continuous: Some(continuous.clone()),
             plugins: Some(plugins.commands.clone()),
+            alerts: Some(alerts.commands.clone()),
         };
         let subscriptions = Arc::new(Registry::default());
         let insight = Insight {
@@ -73,6 +77,7 @@ impl Answers {
             transforms: engine.transforms().clone(),
             subscriptions: subscriptions.clone(),
             continuous: continuous.clone(),
+            alerts: alerts.context.board().clone(),
             clock: env.clock.clone(),
         };
         let service = QueryService::new(
@@ -96,8 +101,9 @@ impl Answers {
         };
         let follow = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
         let keep = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
+        let planner = running.port(Budget { wait: WAIT, ..Budget::count(MESSAGES) });
         let running = Arc::new(Mutex::new(Some(running)));
-        Ok(Answers { ports, follow, keep, subscriptions, continuous, running })
+        Ok(Answers { ports, follow, keep, planner, subscriptions, continuous, running })
     }
 
     /// Where queries are planned to be followed.
@@ -110,10 +116,16 @@ impl Answers {
         &self.keep
     }
 
+    /// Where alert rules are planned.
+    pub(super) fn planner(&self) -> &Port<PlanRule> {
+        &self.planner
+    }
+
     /// Takes no more statements, and completes once every accepted one is answered.
     pub(super) async fn drain(&self) {
         let QueryPorts { parse, prepare, query } = &self.ports;
-        let planning = futures::future::join(self.follow.drain(), self.keep.drain());
+        let planning =
+            futures::future::join3(self.follow.drain(), self.keep.drain(), self.planner.drain());
         futures::join!(parse.drain(), prepare.drain(), query.drain(), planning);
     }
 
@@ -142,6 +154,7 @@ struct Insight {
     transforms: Transforms,
     subscriptions: Arc<Registry>,
     continuous: Arc<continuous::Registry>,
+    alerts: Arc<Board>,
     clock: Arc<dyn Clock>,
 }
 
@@ -191,6 +204,10 @@ impl Inspect for Insight {
 
     fn continuous(&self) -> Vec<ContinuousRow> {
         self.continuous.rows(self.clock.monotonic())
+    }
+
+    fn alerts(&self) -> Vec<AlertRow> {
+        self.alerts.rows(self.clock.now_ns())
     }
 
     fn plugins(&self) -> Vec<PluginRow> {

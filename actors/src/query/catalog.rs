@@ -15,7 +15,7 @@ use datafusion::datasource::TableType;
 use datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
 use datafusion_pg_catalog::pg_catalog::context::{PgCatalogContextProvider, Role};
 use datafusion_pg_catalog::pg_catalog::{PgCatalogSchemaProvider, PgCatalogStaticTables};
-use kymo_kernel::schema::{DEFAULT_SCHEMA, TableName};
+use kymo_kernel::schema::{DEFAULT_SCHEMA, TableName, TableSchema};
 use kymo_kernel::storage::meta::Snapshot;
 use parking_lot::Mutex;
 
@@ -24,6 +24,7 @@ use super::owners::{Corrected, Owners};
 use super::provider::KymoTable;
 use super::system::{self, Inspector};
 use super::{Changes, Tables};
+use crate::alert::history;
 use crate::ingest::rejected;
 
 type Shared = Result<Option<Arc<dyn TableProvider>>, DataFusionError>;
@@ -127,7 +128,8 @@ impl CatalogProvider for Database {
         match name {
             system::SCHEMA => Some(Arc::new(system::SystemSchema {
                 inspector: self.sources.inspector.clone(),
-                rejected: Arc::new(system::Rejected::new(&self.name, self.rejected())),
+                rejected: Arc::new(self.own(rejected::name(&self.name), &rejected::schema())),
+                alert_history: Arc::new(self.own(history::history(), &history::schema())),
             })),
             information::SCHEMA => Some(Arc::new(information::InformationSchema {
                 database: self.name.clone(),
@@ -144,12 +146,14 @@ impl CatalogProvider for Database {
 }
 
 impl Database {
-    /// The stored rows that transforms refused.
-    fn rejected(&self) -> Option<KymoTable> {
+    /// A table that only Kymo fills, with what is stored of it.
+    fn own(&self, name: TableName, schema: &TableSchema) -> system::Rejected {
         let snapshot = self.sources.tables.catalog();
-        let meta = snapshot.table(&rejected::name(&self.name))?;
         let (tables, changes) = (self.sources.tables.clone(), self.sources.changes.clone());
-        Some(KymoTable::new(meta.def.clone(), snapshot.version, tables, changes))
+        let stored = snapshot
+            .table(&name)
+            .map(|meta| KymoTable::new(meta.def.clone(), snapshot.version, tables, changes));
+        system::Rejected::new(name, schema.arrow(), stored)
     }
 
     fn pg_catalog(&self) -> Option<Arc<dyn SchemaProvider>> {

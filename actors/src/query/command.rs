@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::alert::{AlertStatement, Backtest};
 use super::manage::Manage;
 use datafusion::sql::sqlparser::ast;
 use kymo_kernel::Error;
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Subscribe(Subscribe),
     /// Continuous queries and downsampling policies.
     Continuous(Box<Continuous>),
+    /// `EXPLAIN ALERT … OVER …`.
+    Backtest(Box<Backtest>),
     /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …
     Nothing,
 }
@@ -128,6 +131,8 @@ pub(crate) enum Define {
     Retention(Retained),
     /// Plugins, their functions and transforms.
     Manage(Box<Manage>),
+    /// Alert rules, silences and acknowledgements.
+    Alert(Box<AlertStatement>),
 }
 
 /// What keeps its rows for how many nanoseconds; zero means for ever, `None` takes back what was
@@ -212,6 +217,10 @@ pub(crate) enum Show {
     ContinuousQueries,
     /// `SHOW DOWNSAMPLING POLICIES`.
     DownsamplingPolicies,
+    /// `SHOW ALERTS`.
+    Alerts,
+    /// `SHOW SILENCES`.
+    Silences,
     /// `SHOW ALL`.
     All,
     /// `SHOW name`.

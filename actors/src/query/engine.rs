@@ -44,6 +44,7 @@ use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
 use super::system::{Inspect, Inspector};
 use super::{Changes, Tables, build, continuous, guc, live, params, parse, show};
+use crate::alert::backtest;
 
 /// Rows of a query that changes its session: it is held whole.
 const MAX_SETTING_ROWS: usize = 1_000;
@@ -239,6 +240,7 @@ impl Engine {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
                 (Plan::None, Vec::new(), Some(rows.schema()))
             }
+            Command::Backtest(_) => (Plan::None, Vec::new(), Some(backtest::schema())),
             Command::Subscribe(subscribe) if subscribe.explain => {
                 (Plan::None, Vec::new(), Some(live::explanation()))
             }
@@ -290,6 +292,14 @@ impl Engine {
                     stream: once(rows),
                     settings: Vec::new(),
                 })
+            }
+            Command::Backtest(wanted) => self.backtest(wanted, &session, limits).await,
+            Command::Define(Define::Alert(alert)) => {
+                writable(&session, &statement.verb)?;
+                administrator(&session, &statement.verb)?;
+                let done = limits.race(self.alert(alert, &session)).await?;
+                let rows = (statement.verb == "ACK").then_some(done.count);
+                Ok(Outcome::Done { verb: statement.verb.clone(), rows, settings: Vec::new() })
             }
             Command::Define(define) => {
                 writable(&session, &statement.verb)?;
@@ -434,6 +444,7 @@ impl Engine {
                 self.changes.ddl(Ddl::SetRetention { of, retention_ns }).await?;
             }
             Define::Manage(manage) => self.manage(manage, session).await?,
+            Define::Alert(_) => return Err(Error::internal("a rule where none is expected")),
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ use super::names::rename;
 use super::plan::{self, parsed};
 use super::provider::KymoTable;
 
-use classify::{Class, classify};
+pub(super) use classify::{Class, classify};
 use compile::{Compiled, compile};
 
 pub(super) use statement::read;

@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned, Retained};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{continuous, ddl, delete, live, manage, utility};
+use super::{alert, continuous, ddl, delete, live, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -223,6 +223,9 @@ fn command(
     if let Some(continuous) = continuous::read(parser, text, offset, tokens, rewriter)? {
         return Ok(continuous);
     }
+    if let Some(alert) = alert::read(text, offset, tokens, rewriter)? {
+        return Ok(alert);
+    }
     if let Some((name, hold)) = utility::declare(parser)? {
         // What follows FOR is a statement of its own.
         let rest = parser.peek_token();
@@ -255,7 +258,7 @@ fn command(
             Define::DropDatabase { .. } => "DROP DATABASE",
             Define::Retention(Retained::Table(..)) => "ALTER TABLE",
             Define::Retention(Retained::Database(..)) => "ALTER DATABASE",
-            Define::Manage(_) => "ALTER PLUGIN",
+            Define::Manage(_) | Define::Alert(_) => "ALTER PLUGIN",
         };
         return Ok((verb, Command::Define(define)));
     }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use kymo_kernel::alert::{AlertDef, SilenceDef};
 use kymo_kernel::continuous::ContinuousDef;
 use kymo_kernel::message::SessionContext;
 use kymo_kernel::plugin::PluginDef;
@@ -99,6 +101,15 @@ pub(super) fn rows(
             let names = ["name", "table", "after", "to", "target", "state", "query"];
             table(&names, own.filter_map(row).collect())
         }
+        Show::Alerts => {
+            let rows = snapshot.alerts.values().map(|alert| alert_row(alert)).collect();
+            let names = ["alert", "state", "every", "query", "condition", "for", "notify"];
+            table(&names, rows)
+        }
+        Show::Silences => {
+            let rows = snapshot.silences.values().map(|silence| silence_row(silence)).collect();
+            table(&["silence", "alerts", "from", "until", "by", "comment"], rows)
+        }
         Show::All => {
             let rows = guc::all(session).into_iter();
             let rows = rows.map(|(name, value, about)| vec![Some(name), Some(value), Some(about)]);
@@ -113,6 +124,31 @@ pub(super) fn rows(
 
 fn shown_text(query: &ContinuousDef, session: &SessionContext) -> String {
     if sees(session, &query.user) { query.text.clone() } else { HIDDEN.to_owned() }
+}
+
+fn alert_row(alert: &AlertDef) -> Vec<Option<String>> {
+    vec![
+        Some(alert.name.clone()),
+        Some(if alert.paused { "paused" } else { "active" }.to_owned()),
+        alert.every_ns.map(system::length),
+        Some(alert.query.clone()),
+        alert.condition.clone(),
+        Some(system::length(alert.hold_ns)),
+        Some(alert.channels.join(", ")),
+    ]
+}
+
+fn silence_row(silence: &SilenceDef) -> Vec<Option<String>> {
+    let time =
+        |ns| Some(DateTime::from_timestamp_nanos(ns).to_rfc3339_opts(SecondsFormat::Millis, true));
+    vec![
+        Some(silence.id.to_string()),
+        Some(silence.matcher.to_string()),
+        time(silence.starts_ns),
+        time(silence.ends_ns),
+        Some(silence.author.clone()),
+        Some(silence.comment.clone()),
+    ]
 }
 
 /// PostgreSQL spells a few names with capitals in the answer.

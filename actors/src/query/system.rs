@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray,
+    TimestampNanosecondArray,
 };
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
@@ -25,6 +26,7 @@ use super::allow::{HIDDEN, sees};
 use super::context::Caller;
 use super::retention;
 use super::running::Running;
+use crate::alert::history;
 
 mod continuous;
 mod plugins;
@@ -65,6 +67,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// What continuous queries have done.
     fn continuous(&self) -> Vec<ContinuousRow> {
+        Vec::new()
+    }
+
+    /// Alerts, and rules that have none.
+    fn alerts(&self) -> Vec<AlertRow> {
         Vec::new()
     }
 
@@ -159,6 +166,38 @@ pub struct SubscriptionRow {
     pub since: i64,
 }
 
+/// A row of `system.alerts`: an alert, or a rule that has none.
+#[derive(Debug, Clone, Default)]
+pub struct AlertRow {
+    /// The rule.
+    pub rule: String,
+    /// `active`, `paused` or `starting`.
+    pub status: String,
+    /// How it is evaluated: `rows` or `query`.
+    pub class: Option<String>,
+    /// `inactive`, `pending`, `firing` or `resolved`.
+    pub state: String,
+    /// The number of the alert among all.
+    pub fingerprint: Option<String>,
+    /// Its labels as JSON.
+    pub labels: Option<String>,
+    /// The value that decided last.
+    pub value: Option<f64>,
+    /// Since when it is what it is, in nanoseconds since 1970: the condition of a pending or
+    /// firing one holds since then.
+    pub since: Option<i64>,
+    /// Whether somebody looks after it.
+    pub acked: bool,
+    /// Whether a silence covers it.
+    pub silenced: bool,
+    /// The instant of the rule's last evaluation, in nanoseconds since 1970.
+    pub evaluated: Option<i64>,
+    /// Milliseconds from the last commit or instant to the end of its evaluation.
+    pub lag_ms: f64,
+    /// Why the rule is paused, or what its last evaluation failed with.
+    pub error: Option<String>,
+}
+
 /// Nothing to tell.
 impl Inspect for () {}
 
@@ -189,6 +228,7 @@ enum Kind {
     Number,
     Truth,
     Time,
+    Float,
 }
 
 enum Cell {
@@ -196,6 +236,7 @@ enum Cell {
     Number(i64),
     Truth(bool),
     Time(i64),
+    Float(f64),
     Null,
 }
 
@@ -204,6 +245,25 @@ fn number(value: u64) -> Cell {
 }
 
 static TABLES: &[SystemTable] = &[
+    SystemTable {
+        name: "alerts",
+        columns: &[
+            ("rule", Kind::Text),
+            ("status", Kind::Text),
+            ("class", Kind::Text),
+            ("state", Kind::Text),
+            ("fingerprint", Kind::Text),
+            ("labels", Kind::Text),
+            ("value", Kind::Float),
+            ("since", Kind::Time),
+            ("acked", Kind::Truth),
+            ("silenced", Kind::Truth),
+            ("evaluated", Kind::Time),
+            ("lag_ms", Kind::Float),
+            ("error", Kind::Text),
+        ],
+        rows: alerts,
+    },
     SystemTable {
         name: "subscriptions",
         columns: &[
@@ -378,6 +438,29 @@ fn subscriptions(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cel
     inspector.inspect.subscriptions().into_iter().map(row).collect()
 }
 
+fn alerts(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
+    let text = |text: Option<String>| text.map_or(Cell::Null, Cell::Text);
+    let time = |time: Option<i64>| time.map_or(Cell::Null, Cell::Time);
+    let row = |each: AlertRow| {
+        vec![
+            Cell::Text(each.rule),
+            Cell::Text(each.status),
+            text(each.class),
+            Cell::Text(each.state),
+            text(each.fingerprint),
+            text(each.labels),
+            each.value.map_or(Cell::Null, Cell::Float),
+            time(each.since),
+            Cell::Truth(each.acked),
+            Cell::Truth(each.silenced),
+            time(each.evaluated),
+            Cell::Float(each.lag_ms),
+            text(each.error),
+        ]
+    };
+    inspector.inspect.alerts().into_iter().map(row).collect()
+}
+
 fn tables(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
     let snapshot = inspector.tables.catalog();
     let row = |(name, id): (&kymo_kernel::schema::TableName, &kymo_kernel::ids::TableId)| {
@@ -479,13 +562,17 @@ fn all() -> impl Iterator<Item = &'static SystemTable> {
 
 /// The names of the system tables.
 pub(super) fn names() -> Vec<String> {
-    all().map(|table| table.name).chain([rejected::TABLE]).map(str::to_owned).collect()
+    let stored = [rejected::TABLE, history::HISTORY];
+    all().map(|table| table.name).chain(stored).map(str::to_owned).collect()
 }
 
 /// The columns of a system table.
 pub(super) fn schema(name: &str) -> Option<SchemaRef> {
     if name == rejected::TABLE {
         return Some(rejected::schema());
+    }
+    if name == history::HISTORY {
+        return Some(history::schema().arrow());
     }
     all().find(|table| table.name == name).map(SystemTable::schema)
 }
@@ -498,6 +585,7 @@ impl SystemTable {
                 Kind::Number => DataType::Int64,
                 Kind::Truth => DataType::Boolean,
                 Kind::Time => time_type(),
+                Kind::Float => DataType::Float64,
             };
             Field::new(*name, data_type, true)
         });
@@ -515,6 +603,10 @@ impl SystemTable {
                 }))),
                 Kind::Number => Arc::new(Int64Array::from_iter(cells.map(|cell| match cell {
                     Cell::Number(value) => Some(*value),
+                    _ => None,
+                }))),
+                Kind::Float => Arc::new(Float64Array::from_iter(cells.map(|cell| match cell {
+                    Cell::Float(value) => Some(*value),
                     _ => None,
                 }))),
                 Kind::Truth => Arc::new(BooleanArray::from_iter(cells.map(|cell| match cell {
@@ -540,6 +632,8 @@ pub(super) struct SystemSchema {
     pub(super) inspector: Arc<Inspector>,
     /// The table of refused rows, the only one that each database has for itself.
     pub(super) rejected: Arc<Rejected>,
+    /// The table of what became of alerts, which all databases show.
+    pub(super) alert_history: Arc<Rejected>,
 }
 
 #[async_trait]
@@ -552,6 +646,9 @@ impl SchemaProvider for SystemSchema {
         if name == rejected::TABLE {
             return Ok(Some(self.rejected.clone()));
         }
+        if name == history::HISTORY {
+            return Ok(Some(self.alert_history.clone()));
+        }
         let Some(table) = all().find(|table| table.name == name) else { return Ok(None) };
         Ok(Some(Arc::new(View { table, inspector: self.inspector.clone() })))
     }
@@ -561,7 +658,7 @@ impl SchemaProvider for SystemSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        name == rejected::TABLE || all().any(|table| table.name == name)
+        name == rejected::TABLE || name == history::HISTORY || all().any(|table| table.name == name)
     }
 }
 

@@ -118,6 +118,7 @@ impl House {
             delete: engine.delete().clone(),
             continuous: None,
             plugins: manager.as_ref().map(|(_, commands)| commands.clone()),
+            alerts: None,
         };
         let service = QueryService::new(
             settings,

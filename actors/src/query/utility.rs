@@ -153,6 +153,10 @@ fn show(parser: &mut Parser) -> Read {
     } else if word_is(&parser.peek_nth_token(1).token, "POLICIES") && take(parser, "DOWNSAMPLING") {
         parser.advance_token();
         Show::DownsamplingPolicies
+    } else if take(parser, "ALERTS") {
+        Show::Alerts
+    } else if take(parser, "SILENCES") {
+        Show::Silences
     } else if take(parser, "ALL") {
         Show::All
     } else {

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
@@ -146,6 +147,7 @@ pub struct Outlet {
 struct Queue {
     waiting: Mutex<VecDeque<Arc<Notification>>>,
     wake: Notify,
+    opened: AtomicBool,
 }
 
 impl Outlet {
@@ -161,7 +163,17 @@ impl Outlet {
     /// within the bound, is in it already.
     #[must_use]
     pub fn open(&self, channel: &str) -> Inbox {
-        Inbox(self.queue(channel))
+        let queue = self.queue(channel);
+        queue.opened.store(true, Ordering::Relaxed);
+        Inbox(queue)
+    }
+
+    /// The channels whose queues were opened.
+    #[must_use]
+    pub fn channels(&self) -> Vec<String> {
+        let queues = self.queues.lock();
+        let opened = queues.iter().filter(|(_, queue)| queue.opened.load(Ordering::Relaxed));
+        opened.map(|(name, _)| name.clone()).collect()
     }
 
     /// Sends a notification: to the feed, and to its channels unless it is silenced.
@@ -250,7 +262,9 @@ mod tests {
         outlet.send(notification(3, true));
         assert!(feed.recv().await.unwrap().silenced);
         outlet.send(notification(4, false));
+        assert!(outlet.channels().is_empty());
         let mut inbox = outlet.open("ops");
+        assert_eq!(outlet.channels(), ["ops"]);
         assert_eq!(inbox.next().await.sequence, 2);
         assert_eq!(inbox.next().await.sequence, 4);
         outlet.send(notification(5, false));

@@ -146,7 +146,8 @@ families! {
         body_bytes: IntCounterVec = "kymo_ingest_body_bytes_total" ["protocol"],
         /// Writes refused as a whole, by error code.
         refused: IntCounterVec = "kymo_ingest_refused_total" ["code"],
-        /// Rows of `system.rejected_writes` that went to keep it within its bound.
+        /// Rows of `system.rejected_writes` and `system.alert_history` that went to keep them within
+        /// their bounds.
         forgotten_rows: IntCounter = "kymo_rejected_writes_forgotten_rows_total",
     }
 }

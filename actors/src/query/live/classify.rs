@@ -13,7 +13,7 @@ use kymo_kernel::schema::TableDef;
 use super::super::provider::KymoTable;
 
 /// How a query is followed.
-pub(super) enum Class {
+pub(in super::super) enum Class {
     /// Filter and projection over one table: exact for each commit.
     Rows(Arc<TableDef>),
     /// Not at all so far, because of this part.
@@ -22,14 +22,14 @@ pub(super) enum Class {
 
 impl Class {
     /// The name of [`Class::Rows`].
-    pub(super) const ROWS: &str = "rows";
+    pub(in super::super) const ROWS: &str = "rows";
     /// The name of [`Class::Unsupported`].
     pub(super) const UNSUPPORTED: &str = "unsupported";
 }
 
 /// Classifies a plan that was not optimised yet, so that it still has the parts that were
 /// written.
-pub(super) fn classify(plan: &LogicalPlan) -> Class {
+pub(in super::super) fn classify(plan: &LogicalPlan) -> Class {
     match table(plan) {
         Ok(table) => Class::Rows(table),
         Err(why) => Class::Unsupported(why),

@@ -1,7 +1,8 @@
-//! `system.rejected_writes`: the rows that transforms of a database refused.
+//! System tables whose rows are stored: `system.rejected_writes`, the rows that transforms of a
+//! database refused, and `system.alert_history`, what became of alerts.
 //!
-//! Its rows are stored, unlike those of the other system tables. It can be read like any table,
-//! also before the first row was refused, and takes none from outside.
+//! They can be read like any table, also before the first row was written, and take none from
+//! outside.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,17 +30,19 @@ pub(super) fn schema() -> SchemaRef {
     rejected::schema().arrow()
 }
 
-/// The table of one database.
+/// A table that only Kymo fills.
 pub(crate) struct Rejected {
     name: TableName,
+    /// Its columns as long as nothing is stored.
+    empty: SchemaRef,
     /// Where the rows are; `None` before the first one.
     stored: Option<KymoTable>,
 }
 
 impl Rejected {
-    /// The table of a database over what is stored, if anything is.
-    pub(crate) fn new(database: &str, stored: Option<KymoTable>) -> Rejected {
-        Rejected { name: rejected::name(database), stored }
+    /// The table of a name over what is stored, if anything is.
+    pub(crate) fn new(name: TableName, empty: SchemaRef, stored: Option<KymoTable>) -> Rejected {
+        Rejected { name, empty, stored }
     }
 
     /// What a plan was made with: name, id and schema version, zero where nothing is stored.
@@ -59,7 +62,7 @@ impl fmt::Debug for Rejected {
 #[async_trait]
 impl TableProvider for Rejected {
     fn schema(&self) -> SchemaRef {
-        self.stored.as_ref().map_or_else(schema, KymoTable::schema)
+        self.stored.as_ref().map_or_else(|| self.empty.clone(), KymoTable::schema)
     }
 
     fn table_type(&self) -> TableType {
@@ -86,8 +89,8 @@ impl TableProvider for Rejected {
         if let Some(stored) = &self.stored {
             return stored.scan(state, projection, filters, limit).await;
         }
-        let none = vec![RecordBatch::new_empty(schema())];
-        let scan = MemorySourceConfig::try_new_exec(&[none], schema(), projection.cloned())?;
+        let (schema, none) = (self.empty.clone(), RecordBatch::new_empty(self.empty.clone()));
+        let scan = MemorySourceConfig::try_new_exec(&[vec![none]], schema, projection.cloned())?;
         Ok(scan)
     }
 }

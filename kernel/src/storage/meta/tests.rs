@@ -7,8 +7,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::alert::{Matcher, Missing, NoData};
+use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::digest::Digest;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
 use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};

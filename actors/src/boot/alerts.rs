@@ -1,0 +1,77 @@
+//! Alert rules, started: who evaluates them, the way to them, and where notifications go out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kymo_config::Settings;
+use kymo_kernel::env::Env;
+use kymo_kernel::message::AlertCommand;
+use kymo_kernel::pools::{Pools, Task};
+use kymo_kernel::port::{Budget, Port};
+use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
+use parking_lot::Mutex;
+
+use crate::alert::{AlertActor, Context};
+use crate::engine::Engine;
+use crate::query::PlanRule;
+
+/// Changes of alert rules that may wait or be carried out.
+const COMMANDS: usize = 256;
+/// Time that a change of alert rules waits for its turn.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// The evaluation of alert rules.
+#[derive(Clone)]
+pub(super) struct Alerts {
+    pub(super) context: Context,
+    pub(super) commands: Port<AlertCommand>,
+    running: Arc<Mutex<Option<Parts>>>,
+}
+
+/// The actor, and the carrier of the channel `log`; both live as long as these handles.
+type Parts = (Running<AlertActor>, Task<()>);
+
+impl Alerts {
+    /// Takes commands from now on; nothing is evaluated before [`Alerts::begin`].
+    pub(super) fn start(
+        settings: &Settings,
+        env: &Env,
+        pools: &Pools,
+        supervisor: &Supervisor,
+        engine: &Engine,
+    ) -> Alerts {
+        let context = Context::new(
+            settings,
+            env,
+            pools,
+            engine.store().clone(),
+            engine.feed().clone(),
+            engine.ddl().clone(),
+            engine.write_own().clone(),
+        );
+        let log = context.log();
+        let made = context.clone();
+        let spec = Spec::new("alerts", "alerts").restart(Restart::BACKGROUND);
+        let running = supervisor.start(spec, move || AlertActor::new(made.clone()));
+        let commands = running.port(Budget { wait: WAIT, ..Budget::count(COMMANDS) });
+        Alerts { context, commands, running: Arc::new(Mutex::new(Some((running, log)))) }
+    }
+
+    /// Begins to evaluate rules.
+    pub(super) fn begin(&self, planner: Port<PlanRule>) {
+        self.context.planned_by(planner);
+        if let Some((running, _)) = self.running.lock().as_ref() {
+            running.poster().post(|actor, cx| actor.begin(cx));
+        }
+    }
+
+    /// Takes no more commands, and completes once every accepted one is answered.
+    pub(super) async fn drain(&self) {
+        self.commands.drain().await;
+    }
+
+    /// Evaluates nothing any more. What is not durable is found again at the next start.
+    pub(super) fn stop(&self) {
+        drop(self.running.lock().take());
+    }
+}
