@@ -367,6 +367,53 @@ async fn many_follow_and_one_that_stops_reading_costs_nobody() {
     assert!(value("kymo_live_push_seconds_count ") >= SUBSCRIBERS as f64);
 }
 
+#[tokio::test]
+async fn an_aggregate_follows_each_commit_from_its_states() {
+    const COMMITS: i64 = 50;
+    let server = Server::start(Options::new());
+    server.write(&lines(0..1, 1)).await;
+    let mut socket = Socket::connect(&server).await;
+    let query = "SELECT time_bucket('1s', time) AS w, t, count(*) AS n, max(i) AS i FROM m \
+                 GROUP BY 1, 2";
+    let started = socket.subscribe(query, true, None).await;
+    assert_eq!((&started["type"], &started["class"]), (&json!("subscribed"), &json!("windows")));
+    let first = socket.json().await;
+    assert_eq!((&first["op"], &first["rows"][0]["n"]), (&json!("snapshot"), &json!(1)));
+    assert_eq!(socket.json().await["type"], "snapshot_end");
+    let metric = async |name: &str| -> f64 {
+        let metrics = server.get("/metrics").await.text();
+        let line = metrics.lines().find(|line| line.starts_with(name)).expect(name);
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let reruns = metric("kymo_live_reruns_total ").await;
+    for number in 1..=COMMITS {
+        server.write(&lines(number..number + 1, 1)).await;
+        let change = socket.json().await;
+        assert_eq!((&change["type"], &change["op"]), (&json!("change"), &json!("update")));
+        let row = &change["rows"][0];
+        assert_eq!((&row["n"], &row["i"]), (&json!(number + 1), &json!(number)), "{change}");
+        assert!(change["token"].is_string(), "{change}");
+    }
+    // The window was read once, when it changed first.
+    assert_eq!(metric("kymo_live_reruns_total ").await, reruns);
+    assert_eq!(metric("kymo_live_rebuilt_windows_total ").await, 1.0);
+    assert!(metric("kymo_live_state_bytes ").await > 0.0);
+    // A row in the place of another, and one that is deleted.
+    server.write("m,t=a i=99i 1\n").await;
+    assert_eq!(socket.json().await["rows"][0]["i"], 99);
+    server.sql("DELETE FROM m WHERE i = 99").await;
+    let change = socket.json().await;
+    assert_eq!(
+        (&change["rows"][0]["n"], &change["rows"][0]["i"]),
+        (&json!(COMMITS), &json!(COMMITS))
+    );
+    drop(socket);
+    until_async("the end of its states", PATIENCE, async || {
+        (metric("kymo_live_state_bytes ").await == 0.0).then_some(())
+    })
+    .await;
+}
+
 /// Reads a random number of messages of a subscription that goes on at the last token.
 async fn sip(server: &Server, seen: &mut Seen, dice: &mut StdRng, all: usize) {
     let mut socket = Socket::connect(server).await;
