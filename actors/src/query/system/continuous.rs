@@ -132,7 +132,7 @@ pub(in super::super) fn length(nanos: i64) -> String {
             left %= worth;
         }
     }
-    text
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -151,5 +151,6 @@ mod tests {
             );
         }
         assert_eq!(length(1_000_500_003), "1s500us3ns");
+        assert_eq!(length(0), "0s");
     }
 }
