@@ -103,6 +103,7 @@ mod tests {
         max_plugins: 1,
         max_versions: 1,
         max_transforms: 1,
+        max_continuous: 0,
         max_alerts: 2,
         max_silences: 1,
     };

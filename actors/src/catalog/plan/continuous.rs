@@ -249,6 +249,8 @@ mod tests {
         max_versions: 1,
         max_transforms: 1,
         max_continuous: 3,
+        max_alerts: 0,
+        max_silences: 0,
     };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {
