@@ -37,16 +37,24 @@ struct Shared {
     writers: Writers,
     pools: Pools,
     clock: Arc<dyn Clock>,
+    /// Ends what runs, with the process.
+    stop: CancelToken,
 }
 
 /// The rows of a part that go; `None` for all of them.
 type Chosen = (Part, Option<RowSet>);
 
 impl Deleter {
-    /// A deleter over the tables of these writers.
+    /// A deleter over the tables of these writers, until `stop` is cancelled.
     #[must_use]
-    pub fn new(store: Arc<Store>, writers: Writers, pools: Pools, clock: Arc<dyn Clock>) -> Self {
-        Deleter(Arc::new(Shared { store, writers, pools, clock }))
+    pub fn new(
+        store: Arc<Store>,
+        writers: Writers,
+        pools: Pools,
+        clock: Arc<dyn Clock>,
+        stop: CancelToken,
+    ) -> Self {
+        Deleter(Arc::new(Shared { store, writers, pools, clock, stop }))
     }
 }
 
@@ -60,11 +68,25 @@ impl Actor for Deleter {
 impl Handle<Delete> for Deleter {
     fn handle(&mut self, message: Delete, reply: Reply<Delete>, cx: &mut Cx<Self>) {
         let shared = self.0.clone();
-        cx.answer(reply, async move { shared.delete(message).await });
+        cx.answer(reply, async move { shared.run(message).await });
     }
 }
 
 impl Shared {
+    /// Deletes, unless the process ends first.
+    async fn run(&self, delete: Delete) -> Result<Deleted> {
+        let cancel = delete.cancel.clone();
+        let mut deletion = std::pin::pin!(self.delete(delete));
+        tokio::select! {
+            biased;
+            deleted = &mut deletion => deleted,
+            () = self.stop.cancelled() => {
+                cancel.cancel();
+                deletion.await
+            }
+        }
+    }
+
     async fn delete(&self, delete: Delete) -> Result<Deleted> {
         let began = self.clock.monotonic();
         let Delete { table, times, rows, count, cancel } = delete;
@@ -114,7 +136,7 @@ impl Shared {
             Doomed::All => None,
             Doomed::Where(predicate) => Some(predicate),
             Doomed::Chosen(choose) => {
-                let chosen = choose.choose(version).await?.into_iter();
+                let chosen = unless(cancel, choose.choose(version)).await?.into_iter();
                 let chosen: Vec<_> = chosen.filter(|(_, rows)| !rows.is_empty()).collect();
                 let gone = chosen.iter().map(|(_, rows)| rows.len()).sum();
                 return Ok((chosen.into_iter().map(narrowed).collect(), gone));

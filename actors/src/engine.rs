@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::Result;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{Ddl, Delete, Durability, Write, WriteOwn};
 use kymo_kernel::pools::{Group, Pools};
@@ -54,6 +55,7 @@ struct Inner {
     write_own: Port<WriteOwn>,
     ddl: Port<Ddl>,
     delete: Port<Delete>,
+    stop_deletions: CancelToken,
     transforms: Transforms,
     running: Mutex<Option<Actors>>,
     background: Mutex<Option<(Running<Compactor>, Running<Keeper>, Running<Retention>)>>,
@@ -103,7 +105,8 @@ impl Engine {
         let context = (store.clone(), ddl.clone(), writers.clone(), node.clone());
         let ingest = start_ingest(supervisor, context, transforms.clone());
         let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
-        let deleter = start_deleter(supervisor, env, pools, &store, &writers);
+        let stop_deletions = CancelToken::new();
+        let deleter = start_deleter(supervisor, env, &store, &writers, &stop_deletions);
         let delete = deleter.port(Budget { wait: DDL_WAIT, ..Budget::count(DELETES) });
         let write_own = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
         let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
@@ -119,6 +122,7 @@ impl Engine {
             write_own,
             ddl,
             delete,
+            stop_deletions,
             transforms,
             running: Mutex::new(Some((feed, catalog, ingest, deleter))),
             background: Mutex::new(Some((compactor, keeper, retention))),
@@ -197,8 +201,10 @@ impl Engine {
     }
 
     /// Takes no more writes and changes, and completes once every accepted one is answered:
-    /// from the top down, as each waits for the one below.
+    /// from the top down, as each waits for the one below. Deletions are cancelled: they may
+    /// take longer than anybody waits.
     pub async fn drain(&self) {
+        self.0.stop_deletions.cancel();
         self.0.write.drain().await;
         self.0.delete.drain().await;
         self.0.write_own.drain().await;
@@ -271,15 +277,16 @@ fn start_ingest(
 fn start_deleter(
     supervisor: &Supervisor,
     env: &Env,
-    pools: &Pools,
     store: &Arc<Store>,
     writers: &Writers,
+    stop: &CancelToken,
 ) -> Running<Deleter> {
-    let (store, writers, pools) = (store.clone(), writers.clone(), pools.clone());
-    let clock = env.clock.clone();
+    let (store, writers, stop) = (store.clone(), writers.clone(), stop.clone());
+    let (pools, clock) = (supervisor.pools().clone(), env.clock.clone());
     let spec = Spec::new("deleter", "deleter").restart(Restart::STATELESS);
     supervisor.start(spec, move || {
-        Deleter::new(store.clone(), writers.clone(), pools.clone(), clock.clone())
+        let (store, writers, pools) = (store.clone(), writers.clone(), pools.clone());
+        Deleter::new(store, writers, pools, clock.clone(), stop.clone())
     })
 }
 

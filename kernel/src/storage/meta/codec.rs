@@ -804,18 +804,27 @@ mod tests {
         bytes
     }
 
+    /// What a build before deletions and retention wrote.
     #[test]
-    fn checkpoints_of_the_second_format_have_no_alerts() {
+    fn files_of_the_second_format_are_read() {
         let version = MetaVersion(7);
-        let snapshot = Snapshot { version, ..Snapshot::default() };
-        let bytes = encode_snapshot(&snapshot).unwrap();
-        // Two empty lists are two zeros at the end.
-        let body = bytes[ENVELOPE..].strip_suffix(&[0, 0]).unwrap();
-        let mut second = sealed(SNAPSHOT_MAGIC, version, body);
-        second[4] = 2;
-        let head = crc32c::crc32c(&second[..28]);
-        second[28..32].copy_from_slice(&head.to_le_bytes());
-        assert_eq!(decode_snapshot(Path::new("s"), version, &second).unwrap(), snapshot);
+        let table = crate::storage::model::table(true);
+        let by = Author { node: "node".into(), partition: PartitionId::ONLY, epoch: Epoch(0) };
+        let ops = vec![Op::PutTable { def: table }];
+        let edit = Edit { commit_id: Uuid::from_u128(5), by, ops };
+        let snapshot = Snapshot { version, ..Snapshot::default().apply(&edit).unwrap() };
+        let second = |mut bytes: Vec<u8>| {
+            bytes[4..8].copy_from_slice(&2u32.to_le_bytes());
+            let head = crc32c::crc32c(&bytes[..28]);
+            bytes[28..32].copy_from_slice(&head.to_le_bytes());
+            bytes
+        };
+        let body = (SnapshotRecord::from(&snapshot), PluginsRecord::from(&snapshot));
+        let file = Path::new("/store/meta/snap/7");
+        let bytes = second(seal(SNAPSHOT_MAGIC, version, &body).unwrap());
+        assert_eq!(decode_snapshot(file, version, &bytes).unwrap(), snapshot);
+        let bytes = second(encode_edits(version, std::slice::from_ref(&edit)).unwrap());
+        assert_eq!(decode_edits(file, version, &bytes).unwrap(), [edit]);
     }
 
     /// Bytes that do not verify are refused; what verifies and is no record is, too.
