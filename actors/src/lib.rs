@@ -5,9 +5,11 @@
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
 //! [`compactor`] turn them into segments, the [`deleter`] takes rows out again,
 //! [`retention`] lets expired ones go, the [`keeper`] cleans up, and [`memory`] keeps the
-//! account. [`live`] pushes what is committed to subscribers, [`continuous`] keeps tables of
-//! results up to date. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today
-//! one node everything.
+//! account. [`live`] pushes what is committed to subscribers. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
+//! [`compactor`] turn them into segments, the [`deleter`] takes rows out again, the [`keeper`]
+//! cleans up, and [`memory`] keeps the account. [`live`] pushes what is committed to
+//! subscribers, [`continuous`] keeps tables of results up to date. [`plugin_manager`] keeps
+//! plugins. [`cluster`] says who owns what: today one node everything.
 
 pub mod alert;
 pub mod boot;

@@ -39,7 +39,7 @@ use arrow::datatypes::SchemaRef;
 use futures::Stream;
 use kymo_config::Settings;
 use kymo_kernel::env::{Clock, Env};
-use kymo_kernel::message::{Follow, Following, Keep, Kept, SessionContext, Statement};
+use kymo_kernel::message::{Follow, Following, Keep, Keeping, SessionContext, Statement};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
@@ -272,7 +272,7 @@ impl Live {
     fn update(
         &self,
         place: registry::Place,
-        kept: Kept,
+        kept: Keeping,
         session: &SessionContext,
         snapshot: Option<bool>,
         resume: Option<Token>,

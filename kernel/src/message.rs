@@ -34,7 +34,9 @@ pub use alerts::{
 };
 pub use continuous::ContinuousDdl;
 pub use deletes::{Choose, Delete, Deleted, Doomed};
-pub use live::{Follow, Followed, Following, Keep, Kept, Taken, WindowSpec, Windowed, row_bytes};
+pub use live::{
+    Follow, Followed, Following, Keep, Keeping, Taken, WindowSpec, Windowed, row_bytes,
+};
 pub use plugins::{Existing, PluginCommand, PluginDdl, PluginDone, PluginSource};
 
 /// Something an actor can be asked.
@@ -255,7 +257,7 @@ pub enum Ddl {
     /// Sets for how long rows are kept. Rows older than that are gone at once for whoever asks.
     SetRetention {
         /// What it is set for; it must exist.
-        of: RetentionTarget,
+        of: Kept,
         /// Nanoseconds, one second or more; zero means for ever, `None` takes back what was set.
         retention_ns: Option<i64>,
     },
@@ -271,7 +273,7 @@ pub enum Ddl {
 
 /// What a retention is set for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RetentionTarget {
+pub enum Kept {
     /// All tables of a database that say nothing themselves.
     Database(String),
     /// One table.

@@ -44,8 +44,8 @@ impl Continuing {
             },
         );
         let spec = Spec::new("continuous", "continuous").restart(Restart::BACKGROUND);
-        let (parts, made) = (context.clone(), supervisor);
-        let running = made.start(spec, move || Continuous::new(parts.clone()));
+        let parts = context.clone();
+        let running = supervisor.start(spec, move || Continuous::new(parts.clone()));
         Continuing { context, running: Arc::new(Mutex::new(Some(running))) }
     }
 

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use kymo_kernel::ids::{ColumnId, TableId};
-use kymo_kernel::message::{Ddl, RetentionTarget};
+use kymo_kernel::message::{Ddl, Kept};
 use kymo_kernel::schema::{
     Column, ColumnKind, FieldType, SYSTEM_SCHEMA, TableDef, TableName, TableOptions, TableSchema,
     check_name, check_space,
@@ -197,22 +197,18 @@ fn create_table(
     Ok(Plan { ops, table: Some(id), dropped: Vec::new() })
 }
 
-fn set_retention(
-    snapshot: &Snapshot,
-    of: &RetentionTarget,
-    retention_ns: Option<i64>,
-) -> Result<Plan> {
+fn set_retention(snapshot: &Snapshot, of: &Kept, retention_ns: Option<i64>) -> Result<Plan> {
     retention_ns.map_or(Ok(()), check_retention)?;
     let of = match of {
-        RetentionTarget::Database(name) if snapshot.databases.contains(name) => {
+        Kept::Database(name) if snapshot.databases.contains(name) => {
             RetentionOf::Database(name.clone())
         }
-        RetentionTarget::Database(name) => return Err(no_database(name)),
-        RetentionTarget::Table(name) if name.schema == SYSTEM_SCHEMA => {
+        Kept::Database(name) => return Err(no_database(name)),
+        Kept::Table(name) if name.schema == SYSTEM_SCHEMA => {
             let text = format!("table {name} is one of Kymo's own and has no retention");
             return Err(Error::new(Code::InvalidInput, text));
         }
-        RetentionTarget::Table(name) => {
+        Kept::Table(name) => {
             let table = snapshot.table(name).ok_or_else(|| no_table(name))?;
             RetentionOf::Table(table.def.id)
         }
@@ -393,8 +389,7 @@ mod tests {
         let cpu = TableName::new("kymo", "cpu");
         assert_eq!(snapshot.retention_ns(&cpu), Some(5_000_000_000));
         let set = |of, retention_ns| Ddl::SetRetention { of, retention_ns };
-        let (table, all) =
-            (RetentionTarget::Table(cpu.clone()), RetentionTarget::Database("kymo".to_owned()));
+        let (table, all) = (Kept::Table(cpu.clone()), Kept::Database("kymo".to_owned()));
         let snapshot = after(&snapshot, &set(table.clone(), None));
         assert_eq!(snapshot.retention_ns(&cpu), None);
         let snapshot = after(&snapshot, &set(all, Some(7_000_000_000)));
@@ -402,14 +397,11 @@ mod tests {
         assert_eq!(snapshot.retention_ns(&TableName::new("kymo", "new")), Some(7_000_000_000));
         let code = |ddl| plan(&snapshot, &ddl, LIMITS).unwrap_err().code();
         assert_eq!(code(set(table, Some(5))), Code::InvalidInput);
-        assert_eq!(
-            code(set(RetentionTarget::Database("d".to_owned()), None)),
-            Code::DatabaseNotFound
-        );
-        let nothing = RetentionTarget::Table(TableName::new("kymo", "nothing"));
+        assert_eq!(code(set(Kept::Database("d".to_owned()), None)), Code::DatabaseNotFound);
+        let nothing = Kept::Table(TableName::new("kymo", "nothing"));
         assert_eq!(code(set(nothing, None)), Code::TableNotFound);
         let own = TableName { schema: SYSTEM_SCHEMA.to_owned(), ..cpu };
-        assert_eq!(code(set(RetentionTarget::Table(own), None)), Code::InvalidInput);
+        assert_eq!(code(set(Kept::Table(own), None)), Code::InvalidInput);
     }
 
     #[test]

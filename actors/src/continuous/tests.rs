@@ -392,6 +392,7 @@ fn a_query_that_cannot_go_on_pauses_with_the_reason_and_resumes_without_loss() {
         assert!(error.hint().unwrap().contains("RESUME"), "{error:?}");
     });
     // A pause outlives the process.
+    world.sim.disk.crash(1);
     world.life(async |system| {
         pass(&system, 3000).await;
         assert_eq!(sql(&system, state).await, ["paused|ada paused it"]);
@@ -512,7 +513,7 @@ fn after_any_crash_every_window_is_there_once_and_equals_a_batch_query() {
     let seeds = std::env::var("KYMO_CONTINUOUS_SEEDS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(40);
+        .unwrap_or(12);
     for seed in 0..seeds {
         crashes(seed);
     }

@@ -192,6 +192,40 @@ fn queries_are_classified_by_what_keeps_them_from_being_followed() {
             ("WITH x AS (SELECT * FROM cpu) SELECT upper(host) FROM x", "rows", "cpu"),
             ("TABLE cpu", "rows", "cpu"),
             ("SELECT value FROM cpu WHERE false", "rows", "cpu"),
+            (
+                "SELECT time_bucket('1m', time) AS w, host, avg(value) FROM cpu GROUP BY 1, 2",
+                "windows",
+                "each commit is added",
+            ),
+            (
+                "SELECT date_trunc('hour', time) AS w, max(v) + 1 FROM (SELECT time, value * 2 AS v \
+                 FROM cpu WHERE host <> 'b') AS x GROUP BY 1 HAVING count(*) > 2 ORDER BY 1",
+                "windows",
+                "kymo.public.cpu",
+            ),
+            (
+                "SELECT date_bin('7 minutes', time) AS w, count(DISTINCT value), sum(value) FROM cpu \
+                 GROUP BY 1",
+                "rerun",
+                "count(DISTINCT",
+            ),
+            (
+                "SELECT time_bucket('1m', time) AS w, count(*) FROM cpu \
+                 WHERE value > (SELECT avg(value) FROM cpu) GROUP BY 1",
+                "rerun",
+                "commits to kymo.public.cpu touch all",
+            ),
+            (
+                "SELECT time_bucket('1m', a.time) AS w, count(*) FROM cpu a \
+                 JOIN cpu b ON a.time = b.time GROUP BY 1",
+                "rerun",
+                "a join needs",
+            ),
+            (
+                "SELECT time_bucket('1 month', time) AS w, count(*) FROM cpu GROUP BY 1",
+                "rerun",
+                "not bound to windows",
+            ),
             ("SELECT count(*) FROM cpu", "rerun", "not bound to windows"),
             ("SELECT host, max(value) FROM cpu GROUP BY host", "rerun", "after commits to"),
             ("SELECT DISTINCT host FROM cpu", "rerun", "kymo.public.cpu"),

@@ -37,7 +37,8 @@ pub(super) struct Updater {
     events: mpsc::Sender<Event>,
     /// Up to where the commits of each table are known to the query.
     known: BTreeMap<TableId, Position>,
-    /// How many times rows of the tables had been deleted before everything was read.
+    /// How many times rows of the tables had been deleted before everything was taken. Later
+    /// deletions are not counted: who goes on after one begins anew.
     deletions: u64,
     /// When the oldest commit that was not pushed yet became visible.
     since: Option<Duration>,
@@ -69,7 +70,8 @@ impl Updater {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let (known, since, waiting) = (BTreeMap::new(), None, None);
-        Updater { live, query, sent, feed, entry, events, known, deletions: 0, since, waiting }
+        let deletions = 0;
+        Updater { live, query, sent, feed, entry, events, known, deletions, since, waiting }
     }
 
     /// Keeps the result up to date until the connection is gone or the subscription fails.
@@ -191,11 +193,10 @@ impl Updater {
     }
 
     fn apply(&mut self, committed: &Committed) {
-        if let Some(times) = committed.deleted {
-            return self.query.invalidate(times);
+        if committed.deleted.is_none() {
+            let known = self.known.entry(committed.table.id).or_default();
+            *known = (*known).max(committed.position);
         }
-        let known = self.known.entry(committed.table.id).or_default();
-        *known = (*known).max(committed.position);
         if let Err(error) = self.query.apply(committed) {
             // What it concerns is dirty, so that taking it says what is wrong.
             tracing::debug!(%error, "a commit could not be evaluated for a subscription");
@@ -231,7 +232,8 @@ impl Updater {
             let (batch, at) = (record.decode()?, self.live.0.clock.monotonic());
             // What a row replaced is not in the log.
             let late = !def.options.append_only;
-            self.apply(&Committed { table: def.clone(), position, batch, late, deleted: None, at });
+            let (table, deleted) = (def.clone(), None);
+            self.apply(&Committed { table, position, batch, deleted, late, at });
         }
         // The log ends with a commit that may belong to another table.
         let known = self.known.entry(table).or_default();
@@ -358,13 +360,11 @@ impl Updater {
 
     fn newest(&self) -> Result<Position> {
         let tables = self.query.tables().iter();
-        let all = tables
-            .map(|table| self.version(table).map(|now| now.watermark))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(all.into_iter().max().unwrap_or_default())
+        let all = tables.map(|table| self.version(table)).collect::<Result<Vec<_>>>()?;
+        Ok(all.iter().map(|version| version.watermark).max().unwrap_or_default())
     }
 
-    /// Up to where a table's rows are visible.
+    /// A table as it is now.
     fn version(&self, table: &TableDef) -> Result<Arc<Version>> {
         let store = &self.live.0.store;
         let known = store.catalog().table_by_id(table.id).is_some();
@@ -380,15 +380,14 @@ impl Updater {
         Position { partition: PartitionId::ONLY, epoch, seq: Seq(0) }
     }
 
-    /// Whether a token can be one of these data: not of another table, not of the future, and
-    /// of a time since which nothing was deleted.
+    /// Whether a token can be one of these data: not of another table, not of the future.
     fn is_mine(&self, token: &Token) -> bool {
         let first = self.query.tables().first().map(|table| table.id);
         let newest = self.known.values().max().copied().unwrap_or_default();
         token.rows.is_none()
             && first == Some(token.table)
-            && token.position <= newest
             && token.deletions == self.deletions
+            && token.position <= newest
     }
 
     /// Where the subscriber stands once everything that is dirty now was sent.

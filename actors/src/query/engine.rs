@@ -17,7 +17,7 @@ use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, RetentionTarget, Runnable,
+    Ddl, Kept, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable,
     SessionContext, SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
@@ -434,13 +434,12 @@ impl Engine {
             }
             Define::Retention(Retained::Table(written, retention_ns)) => {
                 let (name, retention_ns) = (full(written), *retention_ns);
-                let ddl =
-                    Ddl::SetRetention { of: RetentionTarget::Table(name.clone()), retention_ns };
+                let ddl = Ddl::SetRetention { of: Kept::Table(name.clone()), retention_ns };
                 let set = self.changes.ddl(ddl).await;
                 set.map_err(|error| as_written(error, &name, written))?;
             }
             Define::Retention(Retained::Database(name, retention_ns)) => {
-                let (of, retention_ns) = (RetentionTarget::Database(name.clone()), *retention_ns);
+                let (of, retention_ns) = (Kept::Database(name.clone()), *retention_ns);
                 self.changes.ddl(Ddl::SetRetention { of, retention_ns }).await?;
             }
             Define::Manage(manage) => self.manage(manage, session).await?,

@@ -94,20 +94,20 @@ pub struct Keep {
 }
 
 impl Message for Keep {
-    type Reply = Kept;
+    type Reply = Keeping;
 }
 
 /// A query that is kept, and how its statement wants it.
-pub struct Kept {
+pub struct Keeping {
     /// The query.
     pub query: Box<dyn Windowed>,
     /// What the statement says about rows that are there already; `None` where it says nothing.
     pub snapshot: Option<bool>,
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for Keeping {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Kept({}, {})", self.query.class(), self.query.why())
+        write!(out, "Keeping({}, {})", self.query.class(), self.query.why())
     }
 }
 

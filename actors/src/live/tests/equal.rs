@@ -170,6 +170,21 @@ impl Case {
         system.write().call(write(vec![rows(table, &points)])).await.unwrap();
     }
 
+    async fn delete(&self, system: &System) {
+        let (table, from) = (&self.table.table, self.below(self.now.unsigned_abs() + 1));
+        let host = HOSTS[usize::try_from(self.below(4)).unwrap()];
+        let which = match self.below(4) {
+            0 => format!("value = {}", self.below(8)),
+            1 => format!("host = '{host}'"),
+            _ => {
+                let at = |ns: i64| format!("'1970-01-01T00:00:00.{ns:09}Z'");
+                let upto = from + self.below(15);
+                format!("time BETWEEN {} AND {} AND host <> '{host}'", at(from), at(upto))
+            }
+        };
+        sql(system, &format!("DELETE FROM {table} WHERE {which}")).await.unwrap();
+    }
+
     async fn run(&mut self, system: &System) {
         self.create(system).await;
         let mut followed = Vec::new();
@@ -187,6 +202,7 @@ impl Case {
             for _ in 0..=self.below(5) {
                 match self.below(8) {
                     0 => system.flush().await.unwrap(),
+                    1 => self.delete(system).await,
                     _ => self.write(system).await,
                 }
             }

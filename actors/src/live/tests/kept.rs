@@ -192,13 +192,43 @@ fn a_token_goes_on_where_nothing_has_changed() {
         mirror.until(&mut third, "resync").await;
         mirror.until(&mut third, "end").await;
         mirror.until_equal(&mut third, &sql(&system, BY_WINDOW).await.unwrap()).await;
-        for token in ["99.0.1.1", "1.0.99.1", "1.0.1.1.5"] {
+        for token in ["99.0.1.1.0", "1.0.99.1.0", "1.0.1.1.9", "1.0.1.1.0.5"] {
             let token = token.parse().unwrap();
             let mut other = follow(&system, BY_WINDOW, Some(token)).await.unwrap();
             let mut mirror = Mirror::new(Some(&[0, 1]));
             mirror.until(&mut other, "end").await;
             assert!(mirror.notices.contains(&"resync".to_owned()), "{:?}", mirror.notices);
         }
+    });
+}
+
+#[test]
+fn deleted_rows_go_and_correct_what_is_left() {
+    let house = House::new(fast);
+    house.run(async |system| {
+        keyed(&system).await;
+        points(&system, &[("a", 1, 1.0), ("b", 2, 2.0), ("b", 3, 4.0), ("a", 11, 3.0)]).await;
+        for query in [BY_WINDOW, "SELECT host, count(*) AS n FROM cpu GROUP BY host"] {
+            let mut subscription = follow(&system, query, None).await.unwrap();
+            let keys: &[usize] = if query == BY_WINDOW { &[0, 1] } else { &[0] };
+            let mut mirror = Mirror::new(Some(keys));
+            mirror.until(&mut subscription, "end").await;
+            points(&system, &[("b", 2, 2.0), ("c", 12, 5.0)]).await;
+            mirror.until_equal(&mut subscription, &sql(&system, query).await.unwrap()).await;
+            mirror.notices.clear();
+            sql(&system, "DELETE FROM cpu WHERE host = 'c' OR (host = 'b' AND value = 2)")
+                .await
+                .unwrap();
+            mirror.until_equal(&mut subscription, &sql(&system, query).await.unwrap()).await;
+            assert!(mirror.notices.contains(&"delete".to_owned()), "{:?}", mirror.notices);
+            assert!(mirror.notices.contains(&"update".to_owned()), "{:?}", mirror.notices);
+        }
+        let mut subscription = follow(&system, BY_WINDOW, None).await.unwrap();
+        let mut mirror = Mirror::new(Some(&[0, 1]));
+        mirror.until(&mut subscription, "end").await;
+        sql(&system, "TRUNCATE cpu").await.unwrap();
+        mirror.until(&mut subscription, "delete").await;
+        assert!(mirror.rows.is_empty(), "{:?}", mirror.rows);
     });
 }
 

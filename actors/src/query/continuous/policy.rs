@@ -4,6 +4,8 @@
 use kymo_kernel::schema::{Column, ColumnKind, FieldType, TIME, TableDef};
 use kymo_kernel::{Code, Error, Result};
 
+use super::super::system::length;
+
 /// What a policy keeps of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Aggregate {
@@ -91,7 +93,7 @@ pub(super) fn query(table: &TableDef, width_ns: i64, aggregates: &[Aggregate]) -
         .with_hint("use CREATE CONTINUOUS QUERY to say what to keep of it"));
     }
     let window =
-        format!("time_bucket('{} nanoseconds', {}) AS {}", width_ns, quoted(time), quoted(TIME));
+        format!("time_bucket('{}', {}) AS {}", length(width_ns), quoted(time), quoted(TIME));
     let tags: Vec<String> = table.schema.tags().map(|tag| quoted(&tag.name)).collect();
     let kept = fields.iter().flat_map(|field| chosen.iter().map(|each| each.of(&field.name, time)));
     let columns: Vec<String> =
@@ -139,7 +141,7 @@ mod tests {
         let text = query(&def, 60_000_000_000, &[Aggregate::Max, Aggregate::Last]).unwrap();
         assert_eq!(
             text,
-            "SELECT time_bucket('60000000000 nanoseconds', \"ts\") AS \"time\", \"host\", \
+            "SELECT time_bucket('1m', \"ts\") AS \"time\", \"host\", \
              max(\"use\") AS \"use_max\", last(\"use\", \"ts\") AS \"use_last\" \
              FROM \"kymo\".\"public\".\"c\"\"pu\" GROUP BY 1, 2"
         );

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use kymo_kernel::message::{Keep, Kept, Windowed};
+use kymo_kernel::message::{Keep, Keeping, Windowed};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::{Code, Error, Result};
 
@@ -39,7 +39,7 @@ impl Engine {
     ///
     /// # Errors
     /// Those of planning; `unsupported` naming what keeps its result from being kept.
-    pub(in super::super) async fn keep(self: &Arc<Self>, message: Keep) -> Result<Kept> {
+    pub(in super::super) async fn keep(self: &Arc<Self>, message: Keep) -> Result<Keeping> {
         let Keep { statement, parameters, session } = message;
         let (statement, snapshot) = wanted(&statement)?;
         let planned = planned(&statement)?;
@@ -74,7 +74,7 @@ impl Engine {
             (Some(local), Some(shape)) => Box::new(Incremental::new(rerun, local, shape)),
             _ => Box::new(rerun),
         };
-        Ok(Kept { query, snapshot })
+        Ok(Keeping { query, snapshot })
     }
 }
 

@@ -337,6 +337,10 @@ impl Windowed for Incremental {
 
     fn apply(&mut self, committed: &Committed) -> Result<()> {
         let ours = self.tables().iter().any(|table| table.id == committed.table.id);
+        if let (true, Some(times)) = (ours, committed.deleted) {
+            self.invalidate(times);
+            return Ok(());
+        }
         if !ours || committed.position <= self.applied {
             return Ok(());
         }

@@ -182,6 +182,10 @@ impl Rerun {
             self.dirty.add(TimeRange::ALL);
             return Ok(());
         };
+        if let Some(times) = committed.deleted {
+            self.dirty.add(local.window.starts(times));
+            return Ok(());
+        }
         let times = late::times(&committed.table.schema, &committed.batch)?;
         for start in starts(local.window, times) {
             self.dirty.add(TimeRange { first: start, last: start });
