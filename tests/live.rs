@@ -188,6 +188,12 @@ async fn statements_go_over_the_socket_and_errors_leave_it_open() {
         );
         assert_eq!(error["code"], code, "{text}: {error}");
     }
+    for text in ["SUBSCRIBE TO SELECT v FROM n", "SELECT 1; SUBSCRIBE TO SELECT v FROM n"] {
+        socket.text(text).await;
+        let refused = socket.json().await;
+        assert_eq!(refused["code"], "unsupported", "{refused}");
+        assert!(refused["hint"].as_str().unwrap().contains("subscribe"), "{refused}");
+    }
     // A session: what is set holds for the statements that follow.
     socket.text("CREATE DATABASE other; USE other").await;
     assert_eq!(socket.json().await["status"], "ok");

@@ -30,6 +30,7 @@ use kymo_actors::session::Session;
 use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::env::Clock;
 use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Outcome, PluginCommand, PluginDone, Query, SessionContext, Statement,
     Write,
@@ -45,8 +46,12 @@ use crate::limits::{Connections, Turns};
 pub trait Backend: Send + Sync + 'static {
     /// The metadata as it is now.
     fn catalog(&self) -> Arc<Snapshot>;
+    /// What tells the time and waits for it.
+    fn clock(&self) -> Arc<dyn Clock>;
     /// The server's time, in nanoseconds since 1970-01-01T00:00:00Z.
-    fn now_ns(&self) -> i64;
+    fn now_ns(&self) -> i64 {
+        self.clock().now_ns()
+    }
     /// Keeps rows. Goes on when the future is dropped.
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>>;
     /// Changes definitions.

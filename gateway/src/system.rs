@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use kymo_actors::System;
 use kymo_actors::live::{Ask, Subscription};
 use kymo_actors::session::{Session, Status};
+use kymo_kernel::env::Clock;
 use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Outcome, Parse, PluginCommand, PluginDone, Prepared, Query, Runnable,
     SessionContext, Statement, Write,
@@ -32,8 +33,8 @@ impl http::Backend for System {
         System::catalog(self)
     }
 
-    fn now_ns(&self) -> i64 {
-        self.env().clock.now_ns()
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.env().clock.clone()
     }
 
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Acked>> {

@@ -9,7 +9,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHEN
 use axum::http::{Request, Response, StatusCode};
 use futures::FutureExt;
 use http_body_util::BodyExt;
-use kymo_kernel::env::Random;
+use kymo_kernel::env::{Random, real};
 use kymo_kernel::ids::Position;
 use kymo_kernel::message::{Durability, RejectedRow};
 use kymo_kernel::{Code, Error};
@@ -40,6 +40,10 @@ impl Fake {
 impl Backend for Fake {
     fn catalog(&self) -> Arc<Snapshot> {
         Arc::new(Snapshot::default())
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        real::env().clock
     }
 
     fn now_ns(&self) -> i64 {

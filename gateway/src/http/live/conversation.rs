@@ -16,11 +16,10 @@ use futures::stream::{BoxStream, SelectAll, SplitSink, SplitStream, abortable};
 use futures::{SinkExt, StreamExt};
 use kymo_actors::live::{Event, Subscription};
 use kymo_actors::session::Session;
-use kymo_kernel::message::{Outcome, Runnable};
+use kymo_kernel::message::{Outcome, Runnable, Statement};
 use kymo_kernel::{Code, Error, Result};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Permit};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::request::{Request, read};
 use super::socket::close;
@@ -33,7 +32,7 @@ use crate::http::statement::{self, bind};
 /// Messages between the two halves.
 const QUEUE: usize = 4;
 /// How long the last messages of a connection may take.
-pub const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 type Outbox = mpsc::Sender<Message>;
 /// An event with the client's name for its subscription; `None` is the end.
@@ -78,6 +77,7 @@ impl Conversation {
             ended = self.talk(stream, &outbox) => ended,
             () = &mut writing => return,
         };
+        let app = self.app.clone();
         // Subscriptions and the session go first: nothing more will be sent for them.
         drop(self);
         let last = async {
@@ -87,7 +87,7 @@ impl Conversation {
             }
             drop(outbox);
         };
-        let _ = timeout(LAST_WORDS, futures::future::join(last, writing)).await;
+        last_words(&app, futures::future::join(last, writing)).await;
     }
 
     async fn talk(&mut self, mut stream: SplitStream<WebSocket>, outbox: &Outbox) -> Result<()> {
@@ -95,17 +95,20 @@ impl Conversation {
         let ready = json!({ "user": context.user, "database": context.database });
         say(outbox, encode::message("ready", None, ready)).await;
         let live = self.app.settings.live.clone();
-        let patience = Duration::from_millis(live.idle_timeout_ms);
-        let mut heartbeat = beats(Duration::from_millis(live.heartbeat_ms));
-        let mut heard = Instant::now();
         let app = self.app.clone();
+        let clock = app.backend.clock();
+        let patience = Duration::from_millis(live.idle_timeout_ms);
+        let every = Duration::from_millis(live.heartbeat_ms);
+        let mut heartbeat = clock.sleep(Duration::ZERO);
+        let mut heard = clock.monotonic();
+        let mut silence = clock.sleep(patience);
         let mut draining = std::pin::pin!(app.draining());
         loop {
             let room = self.waiting.len() < live.max_requests;
             tokio::select! {
                 () = &mut draining => return Err(shutting_down()),
                 message = stream.next(), if room => {
-                    heard = Instant::now();
+                    heard = clock.monotonic();
                     match message {
                         Some(Ok(message)) => {
                             if !self.take(message, outbox).await {
@@ -116,7 +119,15 @@ impl Conversation {
                         None => return Ok(()),
                     }
                 }
-                () = sleep_until(heard + patience), if room => return Err(silent(patience)),
+                () = &mut silence => {
+                    // Nobody listens while the client's requests have no room.
+                    let since = if room { heard } else { clock.monotonic() };
+                    let rest = (since + patience).saturating_sub(clock.monotonic());
+                    if rest.is_zero() {
+                        return Err(silent(patience));
+                    }
+                    silence = clock.sleep(rest);
+                }
                 begun = run(&mut self.work) => {
                     self.work = None;
                     if let Some((id, subscription)) = begun {
@@ -125,7 +136,8 @@ impl Conversation {
                     self.start_next(outbox);
                 }
                 next = event(outbox, &mut self.events) => self.pass_on(next),
-                _ = heartbeat.tick() => {
+                () = &mut heartbeat => {
+                    heartbeat = clock.sleep(every);
                     // A client that does not take messages is not asked for more signs.
                     let _ = outbox.try_send(Message::Ping(Bytes::new()));
                 }
@@ -236,10 +248,12 @@ async fn run(work: &mut Option<Work>) -> Option<(Arc<str>, Subscription)> {
     }
 }
 
-fn beats(every: Duration) -> Interval {
-    let mut interval = interval(every);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
+/// Says goodbye, as long as the client listens.
+pub async fn last_words<T>(app: &App, words: impl Future<Output = T>) {
+    tokio::select! {
+        _ = words => {}
+        () = app.backend.clock().sleep(LAST_WORDS) => {}
+    }
 }
 
 async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Receiver<Message>) {
@@ -268,6 +282,16 @@ fn broken(error: &axum::Error) -> Error {
 fn silent(patience: Duration) -> Error {
     Error::new(Code::Protocol, format!("nothing was heard for {} ms", patience.as_millis()))
         .with_hint("answer pings, or send {\"type\":\"ping\"}")
+}
+
+/// A statement whose rows come to an end.
+fn with_an_end(statement: Arc<Statement>) -> Result<Runnable> {
+    if statement.verb == "SUBSCRIBE" {
+        return Err(Error::new(Code::Unsupported, "SUBSCRIBE is a request of its own").with_hint(
+            "send {\"type\":\"subscribe\",\"id\":1,\"sql\":\"SELECT …\"}, which has a name to end it by",
+        ));
+    }
+    Ok(Runnable::Statement(statement))
 }
 
 fn unknown(id: &str) -> Error {
@@ -345,7 +369,7 @@ impl Worker {
         }
         for statement in statements {
             let verb = statement.verb.clone();
-            let run = Runnable::Statement(statement);
+            let run = with_an_end(statement)?;
             let outcome = self.session.execute(run, values.clone(), None).await?;
             let done = self.rows(id, &verb, outcome).await?;
             say(&self.outbox, encode::message("done", Some(id), done)).await;
@@ -375,7 +399,7 @@ impl Worker {
         let statements = self.session.parse(sql).await?;
         let mut answer = json!({ "status": "ok" }).to_string();
         for statement in statements {
-            let run = Runnable::Statement(statement);
+            let run = with_an_end(statement)?;
             let outcome = self.session.execute(run, Vec::<ArrayRef>::new(), None).await?;
             answer = self.whole(outcome).await?;
         }

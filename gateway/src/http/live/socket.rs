@@ -12,9 +12,8 @@ use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use kymo_kernel::{Code, Error, Result};
-use tokio::time::timeout;
 
-use super::conversation::{Conversation, LAST_WORDS};
+use super::conversation::{Conversation, last_words};
 use super::request::{Request, read};
 use super::{Seat, encode, origin};
 use crate::auth::Identity;
@@ -69,7 +68,7 @@ async fn serve(
     match begun.await {
         Ok(conversation) => conversation.hold(socket).await,
         Err(error) => {
-            let _ = timeout(LAST_WORDS, refuse(&mut socket, &error)).await;
+            last_words(&app, refuse(&mut socket, &error)).await;
         }
     }
 }
@@ -90,9 +89,11 @@ async fn identify(app: &App, socket: &mut WebSocket) -> Result<Identity> {
             }
         }
     };
-    let text = match timeout(patience, first).await {
-        Ok(text) => text?,
-        Err(_) => return Err(refused("no credentials came in time")),
+    let text = tokio::select! {
+        text = first => text?,
+        () = app.backend.clock().sleep(patience) => {
+            return Err(refused("no credentials came in time"));
+        }
     };
     match read(&text) {
         Ok(Request::Auth(_, credentials)) => app.door.check(&credentials).await,

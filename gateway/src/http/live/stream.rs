@@ -85,7 +85,7 @@ fn respond(app: App, seat: Seat, subscription: Subscription) -> Response {
         let event = tokio::select! {
             event = subscription.next() => event?,
             () = app.draining() => Event::Ended(shutting_down()),
-            () = tokio::time::sleep(beat) => {
+            () = app.backend.clock().sleep(beat) => {
                 let piece = Bytes::from_static(b": still here\n\n");
                 return Some((Ok::<_, Infallible>(piece), Stage::Open(app, seat, subscription)));
             }
