@@ -147,6 +147,19 @@ fn psql_runs_several_statements_and_files() {
 }
 
 #[test]
+fn psql_follows_a_query_by_a_cursor() {
+    let server = server();
+    let declare = "DECLARE c CURSOR FOR SUBSCRIBE TO SELECT n FROM cpu WHERE n IN (7, 8, 4711)";
+    let write = "INSERT INTO cpu (time, host, n) VALUES (now(), 'h9', 4711)";
+    let said = psql(&server, &["BEGIN", declare, "FETCH ALL c", write, "FETCH 5 c", "COMMIT"]);
+    assert!(said.contains("kymo_op") && said.contains("(2 rows)"), "{said}");
+    assert!(
+        said.contains(" insert ") && said.contains("| 4711") && said.contains("(1 row)"),
+        "{said}"
+    );
+}
+
+#[test]
 fn psql_shows_errors_with_their_place_and_hint() {
     let server = server();
     let output =

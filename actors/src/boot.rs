@@ -205,7 +205,8 @@ impl System {
         if !self.is_ready() {
             return Err(Error::new(Code::ShuttingDown, "the server is stopping"));
         }
-        Ok(Session::start(&self.0.supervisor, self.0.answers.ports.clone(), context))
+        let (supervisor, ports) = (&self.0.supervisor, self.0.answers.ports.clone());
+        Ok(Session::start(supervisor, ports, Some(self.0.live.clone()), context))
     }
 
     /// Where to follow queries.

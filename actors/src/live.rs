@@ -23,6 +23,7 @@
 
 mod follower;
 mod registry;
+mod rows;
 mod sent;
 #[cfg(test)]
 mod tests;
@@ -39,18 +40,23 @@ use arrow::datatypes::SchemaRef;
 use futures::Stream;
 use kymo_config::Settings;
 use kymo_kernel::env::{Clock, Env};
+use kymo_kernel::ids::{Position, TableId};
 use kymo_kernel::message::{Follow, Following, Keep, Keeping, SessionContext, Statement};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
 use kymo_kernel::storage::Store;
 use kymo_kernel::{Code, Error, Result};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::feed::{Hub, TableFilter};
+use crate::query::{Command, Parsed};
 use follower::Follower;
 use registry::Entry;
 pub use registry::Registry;
+pub(crate) use rows::Wait;
+pub use rows::{Rows, shape};
 use sent::Sent;
 pub use token::Token;
 use updater::Updater;
@@ -72,7 +78,8 @@ pub struct Ask {
     /// Whether rows that are there already come first; what the statement says where absent,
     /// and yes where that says nothing.
     pub snapshot: Option<bool>,
-    /// Where an earlier subscription to the same query broke off.
+    /// Where an earlier subscription to the same query broke off; what the statement says where
+    /// absent.
     pub resume: Option<Token>,
 }
 
@@ -176,6 +183,8 @@ struct Inner {
     gather_reruns: Duration,
     /// Bytes of rows that are remembered as sent, for one subscription.
     state_bytes: usize,
+    /// How long who takes rows now and then waits for those that are committed already.
+    cursor_wait: Duration,
     /// How long a subscriber may leave its snapshot untouched.
     snapshot_patience: Duration,
 }
@@ -210,6 +219,7 @@ impl Live {
             gather_windows: Duration::from_millis(live.window_push_ms),
             gather_reruns: Duration::from_millis(live.rerun_ms),
             state_bytes: usize::try_from(live.state_bytes).unwrap_or(usize::MAX),
+            cursor_wait: Duration::from_millis(live.cursor_wait_ms),
             snapshot_patience: Duration::from_millis(live.idle_timeout_ms.max(1)),
         }))
     }
@@ -227,10 +237,24 @@ impl Live {
         begun
     }
 
+    /// Begins to follow a query whose rows are read as those of a result; with `progress`, rows
+    /// among them say every `live.heartbeat_ms` how far it is.
+    ///
+    /// # Errors
+    /// As [`Live::subscribe`]; `ambiguous_column` as [`shape`].
+    pub async fn rows(&self, ask: Ask, progress: bool) -> Result<Rows> {
+        let subscription = self.subscribe(ask).await?;
+        Rows::begin(subscription, progress.then_some(self.0.check_every)).await
+    }
+
     async fn begin(&self, ask: Ask) -> Result<Subscription> {
         let inner = &self.0;
         let place = inner.registry.place(inner.max_subscriptions)?;
         let Ask { statement, parameters, session, snapshot, resume } = ask;
+        let resume = match resume {
+            None => stated(&statement)?,
+            given => given,
+        };
         let (keep, values) = (statement.clone(), parameters.clone());
         let follow = Follow { statement, parameters, session: session.clone() };
         match inner.follow.call(follow).await {
@@ -257,12 +281,13 @@ impl Live {
     ) -> Subscription {
         let inner = &self.0;
         let query = following.query;
+        let tables = vec![query.table().id];
         let feed = inner.hub.subscribe(TableFilter::Table(query.table().id), inner.buffer_bytes);
         let (text, class) = (query.text(), query.class());
         let entry = Entry::new(session, text, class, feed.gauge(), inner.clock.now_ns());
         let entry = Arc::new(entry);
         let snapshot = snapshot.or(following.snapshot).unwrap_or(true);
-        self.subscription(place, entry.clone(), |events| {
+        self.subscription(place, entry.clone(), tables, |events| {
             let follower = Follower::new(self.clone(), query, feed, entry, events);
             follower.run(snapshot, resume)
         })
@@ -279,15 +304,16 @@ impl Live {
     ) -> Result<Subscription> {
         let inner = &self.0;
         let query = kept.query;
-        let tables = query.tables().iter().map(|table| table.id).collect();
-        let feed = inner.hub.subscribe(TableFilter::Tables(tables), inner.buffer_bytes);
+        let tables: Vec<TableId> = query.tables().iter().map(|table| table.id).collect();
+        let filter = TableFilter::Tables(tables.clone());
+        let feed = inner.hub.subscribe(filter, inner.buffer_bytes);
         let (text, class) = (query.text(), query.class());
         let entry = Entry::new(session, text, class, feed.gauge(), inner.clock.now_ns());
         let entry = Arc::new(entry);
         let (schema, keys) = (query.schema().clone(), query.keys().map(<[usize]>::to_vec));
         let sent = Sent::new(schema, query.window(), keys, inner.state_bytes)?;
         let snapshot = snapshot.or(kept.snapshot).unwrap_or(true);
-        Ok(self.subscription(place, entry.clone(), |events| {
+        Ok(self.subscription(place, entry.clone(), tables, |events| {
             let updater = Updater::new(self.clone(), query, sent, feed, entry, events);
             updater.run(snapshot, resume)
         }))
@@ -297,21 +323,34 @@ impl Live {
         &self,
         place: registry::Place,
         entry: Arc<Entry>,
+        tables: Vec<TableId>,
         work: impl FnOnce(mpsc::Sender<Event>) -> F,
     ) -> Subscription {
         let registered = place.enter(entry.clone());
         let (events, received) = mpsc::channel(EVENTS);
         let task = self.0.pools.spawn(Pool::Query, "subscription", work(events));
-        let clock = self.0.clock.clone();
-        Subscription { received, entry, clock, _task: task, _registered: registered }
+        let live = self.clone();
+        Subscription { received, entry, live, tables, _task: task, _registered: registered }
     }
+}
+
+/// The token in the text of a statement.
+fn stated(statement: &Statement) -> Result<Option<Token>> {
+    let parsed = statement.tree.downcast_ref::<Parsed>();
+    let resume = parsed.and_then(|parsed| match &parsed.command {
+        Command::Subscribe(subscribe) => subscribe.resume.as_deref(),
+        _ => None,
+    });
+    resume.filter(|text| !text.is_empty()).map(str::parse).transpose()
 }
 
 /// The events of one subscription; ends after [`Event::Ended`]. Dropping it unsubscribes.
 pub struct Subscription {
     received: mpsc::Receiver<Event>,
     entry: Arc<Entry>,
-    clock: Arc<dyn Clock>,
+    live: Live,
+    /// The tables whose commits are followed.
+    tables: Vec<TableId>,
     _task: Task<()>,
     _registered: registry::Registered,
 }
@@ -323,13 +362,37 @@ impl Subscription {
         self.entry.id()
     }
 
+    /// The next event, if one is there.
+    fn try_next(&mut self) -> Poll<Option<Event>> {
+        match self.received.try_recv() {
+            Ok(event) => {
+                self.note(&event);
+                Poll::Ready(Some(event))
+            }
+            Err(TryRecvError::Disconnected) => Poll::Ready(None),
+            Err(TryRecvError::Empty) => Poll::Pending,
+        }
+    }
+
+    /// Up to where the tables' rows are visible now; `None` where one of them is gone.
+    fn newest(&self) -> Option<Position> {
+        let store = &self.live.0.store;
+        let catalog = store.catalog();
+        let watermark = |table: &TableId| {
+            let cell = store.table(*table).filter(|_| catalog.table_by_id(*table).is_some());
+            cell.map(|cell| cell.load().watermark)
+        };
+        let watermarks = self.tables.iter().map(watermark).collect::<Option<Vec<_>>>();
+        watermarks.map(|all| all.into_iter().max().unwrap_or_default())
+    }
+
     fn note(&self, event: &Event) {
         let Event::Rows { batch, at, .. } = event else { return };
         let rows = batch.num_rows() as u64;
         self.entry.delivered(rows);
         metrics().live.rows.inc_by(rows);
         if let Some(at) = at {
-            let took = self.clock.monotonic().saturating_sub(*at);
+            let took = self.live.0.clock.monotonic().saturating_sub(*at);
             metrics().live.push_seconds.observe(took.as_secs_f64());
         }
     }

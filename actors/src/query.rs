@@ -74,7 +74,8 @@ pub use system::{
 };
 
 pub(crate) use alert::{Input, Kind, Layout, Own, Pairs, PlanRule, PlannedRule, RuleQuery, Shape};
-pub(crate) use command::{Command, Cursor, Parsed, Scope, Transaction};
+pub(crate) use command::{Command, Cursor, Parsed, Scope, Subscribe, Transaction};
+pub(crate) use running::cancelled;
 
 /// What queries read: definitions and the current version of each table. Never blocks.
 pub trait Tables: Send + Sync + 'static {

@@ -1,11 +1,14 @@
 //! Sessions: one actor a connection, with its settings, transaction status and cursors.
 //!
-//! The actor owns what a connection has chosen and passes statements on to the query actor.
+//! The actor owns what a connection has chosen and passes statements on to the query actor,
+//! and those that follow a query to live data.
 //! A [`Session`] is the connection's handle on it; a [`Canceller`] reaches the statement that
 //! runs from another connection, which is how PostgreSQL clients cancel.
 
 mod cursor;
 mod machine;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -30,8 +33,9 @@ use kymo_kernel::supervise::{Running, Spec, Supervisor};
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 
-use crate::query::{Command, Cursor as CursorCommand, Parsed, Scope};
-use cursor::Cursor;
+use crate::live::{self, Ask, Live};
+use crate::query::{Command, Cursor as CursorCommand, Parsed, Scope, Subscribe, cancelled};
+use cursor::{Cursor, Taking};
 use machine::Machine;
 
 /// Statements that may wait for one session: clients send them one at a time, pipelines more.
@@ -105,9 +109,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts a session.
+    /// Starts a session; without `live` it cannot follow queries.
     #[must_use]
-    pub fn start(supervisor: &Supervisor, ports: QueryPorts, context: SessionContext) -> Session {
+    pub fn start(
+        supervisor: &Supervisor,
+        ports: QueryPorts,
+        live: Option<Live>,
+        context: SessionContext,
+    ) -> Session {
         let machine = Machine::new(context);
         let shared = Arc::new(Shared {
             context: ArcSwap::new(machine.context().clone()),
@@ -119,6 +128,7 @@ impl Session {
             cursors: HashMap::new(),
             shared: shared.clone(),
             query: ports.query.clone(),
+            live,
         };
         let spec = Spec::new("session", "session").on(Group::Sessions);
         let running = supervisor.start_once(spec, move || actor);
@@ -154,21 +164,13 @@ impl Session {
     ) -> Result<Arc<Prepared>> {
         let shape = self.describe.call(Describe { statement: statement.clone() }).await?;
         let session = self.context();
-        // The parameters of a cursor are those of its query.
-        let inner = match command(&statement) {
-            Ok(Command::Cursor(CursorCommand::Declare { query, .. })) => Some(query.clone()),
-            _ => None,
-        };
-        let planned = inner.clone().unwrap_or_else(|| statement.clone());
+        // The parameters of a cursor and of a subscription are those of its query.
+        let inner = inner(&statement);
+        let planned = inner.cloned().unwrap_or_else(|| statement.clone());
         let prepare = Prepare { statement: planned, types, session };
         let mut prepared = self.ports.prepare.call(prepare).await;
-        if let (Ok(query), Some(_)) = (&prepared, inner) {
-            prepared = Ok(Arc::new(Prepared {
-                statement,
-                parameters: query.parameters.clone(),
-                columns: None,
-                plan: query.plan.clone(),
-            }));
+        if inner.is_some() {
+            prepared = prepared.and_then(|query| around(&statement, &query));
         }
         match (prepared, shape) {
             // Only the session knows the shape of its cursors.
@@ -280,6 +282,7 @@ struct SessionActor {
     cursors: HashMap<String, Cursor>,
     shared: Arc<Shared>,
     query: Port<Query>,
+    live: Option<Live>,
 }
 
 impl Actor for SessionActor {
@@ -292,6 +295,31 @@ impl Actor for SessionActor {
             "cursors": self.cursors.len(),
         })
     }
+}
+
+/// The query that a cursor or a subscription is for.
+fn inner(statement: &Statement) -> Option<&Arc<Statement>> {
+    match command(statement) {
+        Ok(Command::Cursor(CursorCommand::Declare { query, .. })) => {
+            Some(inner(query).unwrap_or(query))
+        }
+        Ok(Command::Subscribe(subscribe)) if !subscribe.explain => Some(&subscribe.query),
+        _ => None,
+    }
+}
+
+/// A statement as its query was planned.
+fn around(statement: &Arc<Statement>, query: &Prepared) -> Result<Arc<Prepared>> {
+    let columns = match (command(statement)?, &query.columns) {
+        (Command::Subscribe(_), Some(columns)) => Some(live::shape(columns)?),
+        _ => None,
+    };
+    Ok(Arc::new(Prepared {
+        statement: statement.clone(),
+        parameters: query.parameters.clone(),
+        columns,
+        plan: query.plan.clone(),
+    }))
 }
 
 fn command(statement: &Statement) -> Result<&Command> {
@@ -376,8 +404,23 @@ impl SessionActor {
                 };
                 self.declare(name.clone(), *hold, query, message, reply, cx)
             }
-            Command::Cursor(CursorCommand::Fetch { name, count, skip }) => {
-                self.fetch(name, *count, *skip, reply, cx)
+            Command::Cursor(CursorCommand::Fetch { name, count, skip, timeout }) => {
+                let (count, patience) = (*count, *timeout);
+                let taking = Taking { count, patience, cancel: message.cancel };
+                self.fetch(name, taking, *skip, reply, cx)
+            }
+            Command::Subscribe(subscribe) if !subscribe.explain && self.live.is_some() => {
+                let cancel = message.cancel.clone();
+                let begun = self.subscribe(subscribe, message);
+                cx.then(begun, move |actor, begun, _| {
+                    let outcome = begun.map(|rows| Outcome::Rows {
+                        schema: rows.schema().clone(),
+                        stream: rows.stream(cancel),
+                        settings: Vec::new(),
+                    });
+                    actor.answer(reply, outcome);
+                });
+                None
             }
             Command::Cursor(CursorCommand::Close(name)) => {
                 let closed = match name {
@@ -425,6 +468,30 @@ impl SessionActor {
             session: self.machine.context().clone(),
             timeout: message.timeout,
             cancel: message.cancel,
+        }
+    }
+
+    /// Begins to follow a query. How long that goes on, the client decides: no timeout ends it.
+    fn subscribe(
+        &self,
+        subscribe: &Subscribe,
+        message: Execute,
+    ) -> impl Future<Output = Result<live::Rows>> + Send + 'static {
+        let Execute { run, parameters, cancel, .. } = message;
+        let statement = match run {
+            Runnable::Statement(statement) => statement,
+            Runnable::Prepared(prepared) => prepared.statement.clone(),
+        };
+        let session = self.machine.context().clone();
+        let ask = Ask { statement, parameters, session, snapshot: None, resume: None };
+        let (live, progress) = (self.live.clone(), subscribe.progress);
+        async move {
+            let live = live.ok_or_else(|| Error::internal("a session without live data"))?;
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(cancelled()),
+                begun = live.rows(ask, progress) => begun,
+            }
         }
     }
 
@@ -499,6 +566,17 @@ impl SessionActor {
             return Some((reply, Err(error)));
         }
         message.run = query;
+        if let (Some(subscribe), true) = (followed(&message.run), self.live.is_some()) {
+            let begun = self.subscribe(&subscribe, message);
+            cx.then(begun, move |actor, begun, _| {
+                let declared = begun.map(|rows| {
+                    actor.cursors.insert(name, Cursor::live(rows, hold));
+                    done("DECLARE CURSOR")
+                });
+                actor.answer(reply, declared);
+            });
+            return None;
+        }
         let cancel = message.cancel.clone();
         let query = self.query(message);
         let call = self.query.clone();
@@ -521,7 +599,7 @@ impl SessionActor {
     fn fetch(
         &mut self,
         name: &str,
-        count: Option<u64>,
+        taking: Taking,
         skip: bool,
         reply: Reply<Execute>,
         cx: &mut Cx<Self>,
@@ -530,8 +608,13 @@ impl SessionActor {
             Ok(cursor) => cursor,
             Err(error) => return Some((reply, Err(error))),
         };
-        *self.shared.current.lock() = cursor.cancel.clone();
-        let stream = cursor.fetch(count);
+        if let Some(query) = &cursor.query {
+            if taking.patience.is_some() {
+                return Some((reply, Err(no_patience(name))));
+            }
+            *self.shared.current.lock() = query.clone();
+        }
+        let stream = cursor.fetch(taking);
         if !skip {
             let schema = cursor.schema.clone();
             let settings = Vec::new();
@@ -551,6 +634,26 @@ impl SessionActor {
 
 fn no_cursor(name: &str) -> Error {
     Error::new(Code::CursorNotFound, format!("cursor \"{name}\" does not exist"))
+}
+
+fn no_patience(name: &str) -> Error {
+    Error::new(
+        Code::InvalidInput,
+        format!("cursor \"{name}\" is that of a query, whose rows are there without waiting"),
+    )
+    .with_hint("leave out WITH (timeout = …); it is for DECLARE … CURSOR FOR SUBSCRIBE TO …")
+}
+
+/// What a cursor is for, where that is a subscription.
+fn followed(run: &Runnable) -> Option<Subscribe> {
+    let statement = match run {
+        Runnable::Statement(statement) => statement,
+        Runnable::Prepared(prepared) => &prepared.statement,
+    };
+    match command(statement) {
+        Ok(Command::Subscribe(subscribe)) => Some(subscribe.clone()),
+        _ => None,
+    }
 }
 
 fn done(verb: &str) -> Outcome {

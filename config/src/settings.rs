@@ -324,6 +324,9 @@ section! {
         max_requests: usize = 64,
         /// Size of the answer to a statement that was sent as plain text, which is one message.
         max_reply_bytes: u64 = 16 * MIB,
+        /// How long a `FETCH` without a timeout waits for rows that are committed already; beyond,
+        /// it answers what has come.
+        cursor_wait_ms: u64 = 1000,
         /// How often the server shows that it is there.
         heartbeat_ms: u64 = 15_000,
         /// Silence after which a WebSocket client is taken for gone.

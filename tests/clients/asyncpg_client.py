@@ -1,4 +1,5 @@
-"""asyncpg against a server: a pool with its resets, typed parameters, cursors, COPY, timeouts.
+"""asyncpg against a server: a pool with its resets, typed parameters, cursors, COPY, timeouts,
+subscriptions.
 
 Connects by the PG… variables of the environment; expects the table `cpu` of tests/clients.rs.
 """
@@ -37,6 +38,22 @@ async def queries(conn):
         assert numbers == list(range(100))
         cursor = await conn.cursor("SELECT n FROM cpu ORDER BY n")
         assert [row["n"] for row in await cursor.fetch(3)] == [0, 1, 2]
+
+
+async def subscriptions(conn):
+    few = "SUBSCRIBE TO SELECT n FROM cpu WHERE n >= $1 AND n < 5"
+    seen = []
+    async with conn.transaction():
+        async for row in conn.cursor(few, 2, prefetch=50):
+            seen.append((row["kymo_op"], row["n"]))
+            if len(seen) == 3:
+                break
+    assert sorted(seen) == [("snapshot", n) for n in (2, 3, 4)], seen
+    async with conn.transaction():
+        cursor = await conn.cursor(few, 3)
+        # More are asked for than are there.
+        assert len(await cursor.fetch(10)) == 2
+    assert await conn.fetchval("SELECT 1") == 1
 
 
 async def writes(conn):
@@ -81,6 +98,7 @@ async def main():
                 assert await conn.fetchval("SELECT 1") == 1
         async with pool.acquire() as conn:
             await queries(conn)
+            await subscriptions(conn)
             await writes(conn)
             await errors(conn)
         results = await asyncio.gather(

@@ -1,4 +1,5 @@
-"""psycopg 3 against a server: parameters, binary, prepared statements, cursors, pipelines, COPY.
+"""psycopg 3 against a server: parameters, binary, prepared statements, cursors, pipelines, COPY,
+subscriptions.
 
 Connects by the PG… variables of the environment; expects the table `cpu` of tests/clients.rs.
 """
@@ -92,6 +93,26 @@ def streams(conn):
     assert numbers == list(range(100))
 
 
+def subscriptions(conn):
+    few = "SUBSCRIBE TO SELECT n FROM cpu WHERE n < 3"
+    seen = []
+    # The stream has no end; leaving it cancels the statement.
+    for row in conn.cursor(row_factory=dict_row).stream(few):
+        seen.append((row["kymo_op"], row["kymo_seq"], row["n"]))
+        if len(seen) == 3:
+            break
+    assert sorted(seen) == [("snapshot", None, n) for n in range(3)], seen
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+    conn.execute("CREATE TABLE followed (time TIMESTAMP TIME INDEX, v BIGINT)")
+    with conn.transaction():
+        with conn.cursor(name="changes") as cursor:
+            cursor.execute("SUBSCRIBE TO SELECT v FROM followed WHERE v > %s", (1,))
+            assert cursor.fetchall() == []
+            conn.execute("INSERT INTO followed VALUES (now(), 1), (now() + INTERVAL '1 second', 2), (now() + INTERVAL '2 seconds', 3)")
+            assert [row[3] for row in cursor.fetchmany(10)] == [2, 3]
+            conn.execute('FETCH 1 FROM "changes" WITH (timeout = \'10ms\')')
+
+
 def transactions(conn):
     try:
         with conn.transaction():
@@ -156,6 +177,7 @@ def main():
         prepared(conn)
         cursors(conn)
         streams(conn)
+        subscriptions(conn)
         transactions(conn)
         copies(conn)
         inserts(conn)

@@ -87,9 +87,7 @@ impl Follower {
             if snapshot {
                 return self.snapshot().await;
             }
-            self.cursor = self.seen(&version);
-            let token = self.token();
-            return self.send(Event::SnapshotEnd { token }).await;
+            return self.snapshot_end(self.seen(&version)).await;
         };
         let Some(after) = self.resumable(&token, &version) else {
             self.started(false).await?;
@@ -100,7 +98,7 @@ impl Follower {
             return self.resync(DELETED).await;
         }
         if after >= version.watermark {
-            self.cursor = self.seen(&version);
+            self.reached(self.seen(&version));
             return self.started(true).await;
         }
         self.cursor = after;
@@ -170,8 +168,13 @@ impl Follower {
                 self.send(Event::Rows { op, batch, token: Some(token), at }).await?;
             }
         }
-        self.cursor = position;
+        self.reached(position);
         Ok(())
+    }
+
+    fn reached(&mut self, position: Position) {
+        self.cursor = position;
+        self.entry.reached(self.token());
     }
 
     /// Reads again what the feed could not hand over.
@@ -241,9 +244,15 @@ impl Follower {
                 }
             }
         }
-        (self.cursor, self.deletions) = (cursor, deletions);
-        let token = self.token();
-        self.send(Event::SnapshotEnd { token }).await
+        self.deletions = deletions;
+        self.snapshot_end(cursor).await
+    }
+
+    async fn snapshot_end(&mut self, cursor: Position) -> Step {
+        let token = Token { position: cursor, ..self.token() };
+        self.send(Event::SnapshotEnd { token }).await?;
+        self.reached(cursor);
+        Ok(())
     }
 
     /// The table as it is now.

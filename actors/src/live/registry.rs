@@ -9,7 +9,9 @@ use kymo_kernel::message::SessionContext;
 use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use super::Token;
 use crate::feed::Gauge;
 use crate::query::SubscriptionRow;
 
@@ -34,6 +36,8 @@ pub(super) struct Entry {
     since: i64,
     delivered: AtomicU64,
     lagged: AtomicU64,
+    /// Everything up to here was sent.
+    reached: watch::Sender<Token>,
     gauge: Gauge,
 }
 
@@ -54,6 +58,7 @@ impl Entry {
             since,
             delivered: AtomicU64::new(0),
             lagged: AtomicU64::new(0),
+            reached: watch::Sender::new(Token::default()),
             gauge,
         }
     }
@@ -64,6 +69,16 @@ impl Entry {
 
     pub(super) fn delivered(&self, rows: u64) {
         self.delivered.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Notes that everything up to a token was sent, also where that was nothing.
+    pub(super) fn reached(&self, token: Token) {
+        self.reached.send_replace(token);
+    }
+
+    /// Up to where everything was sent, as it goes on.
+    pub(super) fn follow(&self) -> watch::Receiver<Token> {
+        self.reached.subscribe()
     }
 
     pub(super) fn lagged(&self) {

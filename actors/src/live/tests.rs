@@ -12,8 +12,9 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::StreamExt;
 use futures::future::join_all;
 use kymo_config::Settings;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::{Env, real, sim};
-use kymo_kernel::message::{Outcome, Parse, Runnable, SessionContext};
+use kymo_kernel::message::{Outcome, Parse, Query, Runnable, SessionContext};
 use kymo_kernel::pools::{PoolSizes, Pools};
 use kymo_kernel::{Code, Result};
 
@@ -268,7 +269,17 @@ fn queries_are_classified_by_what_keeps_them_from_being_followed() {
         }
         let missing = follow(&system, "SELECT * FROM nowhere", None).await.err().unwrap();
         assert_eq!(missing.code(), Code::TableNotFound);
-        let elsewhere = sql(&system, CHANGES).await.unwrap_err();
+        // Who reads whole answers is told where rows can be pushed.
+        let query = Query {
+            run: Runnable::Statement(
+                system.parse().call(Parse { sql: CHANGES.to_owned() }).await.unwrap().remove(0),
+            ),
+            parameters: Vec::new(),
+            session: Arc::new(context()),
+            timeout: None,
+            cancel: CancelToken::new(),
+        };
+        let elsewhere = system.query().call(query).await.err().unwrap();
         assert!(elsewhere.hint().unwrap().contains("/ws"), "{elsewhere:?}");
     });
 }

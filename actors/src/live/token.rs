@@ -8,7 +8,7 @@ use kymo_kernel::{Code, Error, Result};
 
 /// Everything up to a position of a table has been sent, and of the commit after it the first
 /// rows, where one commit is sent in parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Token {
     /// The table.
     pub table: TableId,

@@ -144,6 +144,7 @@ impl Updater {
                 self.push().await?;
                 continue;
             }
+            self.entry.reached(self.token());
             let idle = self.live.0.clock.sleep(self.live.0.check_every);
             let event = tokio::select! {
                 event = self.feed.recv() => event,

@@ -62,6 +62,10 @@ pub(crate) struct Subscribe {
     pub(crate) query: std::sync::Arc<kymo_kernel::message::Statement>,
     /// `WITH (snapshot = …)`.
     pub(crate) snapshot: Option<bool>,
+    /// `WITH (progress = …)`: whether rows between the others say how far the subscription is.
+    pub(crate) progress: bool,
+    /// `WITH (resume = '…')`.
+    pub(crate) resume: Option<String>,
     /// Whether only to tell how it would be followed.
     pub(crate) explain: bool,
 }
@@ -267,6 +271,8 @@ pub(crate) enum Cursor {
         count: Option<u64>,
         /// Whether the rows are only skipped.
         skip: bool,
+        /// How long to wait for rows of a subscription.
+        timeout: Option<std::time::Duration>,
     },
     /// `CLOSE name`; `None` for `CLOSE ALL`.
     Close(Option<String>),

@@ -284,7 +284,10 @@ impl Engine {
                 Code::Unsupported,
                 "SUBSCRIBE needs a connection that rows can be pushed over",
             )
-            .with_hint("use the WebSocket at /ws, GET /api/v1/subscribe or `kymo subscribe`")),
+            .with_hint(
+                "use the PostgreSQL protocol, the WebSocket at /ws, GET /api/v1/subscribe or \
+                 `kymo subscribe`",
+            )),
             Command::Show(wanted) => {
                 let rows = show::rows(wanted, &session, &self.tables.catalog())?;
                 Ok(Outcome::Rows {

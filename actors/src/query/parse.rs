@@ -236,11 +236,16 @@ fn command(
             .find(|t| !matches!(t.token, Token::Whitespace(_)))
             .map_or(0, |first| relative(first.span.start, rest.span.start, text));
         let query = one(&text[start..], query_tokens, offset, rewriter)?;
-        let reads = query.tree.downcast_ref::<Parsed>().is_some_and(
-            |parsed| matches!(&parsed.command, Command::Plan(planned) if !planned.writes),
-        );
+        let reads =
+            query.tree.downcast_ref::<Parsed>().is_some_and(|parsed| match &parsed.command {
+                Command::Plan(planned) => !planned.writes,
+                Command::Subscribe(subscribe) => !subscribe.explain,
+                _ => false,
+            });
         if !reads {
-            return Err(Error::new(Code::Syntax, "a cursor is declared FOR a query").into());
+            return Err(Error::new(Code::Syntax, "a cursor is declared FOR a query")
+                .with_hint("DECLARE c CURSOR FOR SELECT …, or FOR SUBSCRIBE TO SELECT …")
+                .into());
         }
         let cursor = Cursor::Declare { name, hold, query: Arc::new(query) };
         return Ok(("DECLARE CURSOR", Command::Cursor(cursor)));
@@ -562,6 +567,33 @@ mod tests {
             Command::Cursor(Cursor::Fetch { count: Some(1), .. })
         ));
         assert!(parse("FETCH BACKWARD 1 FROM c", &Rewriter::new()).is_err());
+        let Command::Cursor(Cursor::Declare { query, .. }) =
+            first("DECLARE c CURSOR FOR SUBSCRIBE TO SELECT 1 WITH (progress = true)")
+        else {
+            panic!("not a cursor")
+        };
+        assert_eq!(query.verb, "SUBSCRIBE");
+        let timeout = |sql: &str| match first(sql) {
+            Command::Cursor(Cursor::Fetch { timeout, .. }) => timeout,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(timeout("FETCH 10 FROM c"), None);
+        let ms = |ms| Some(std::time::Duration::from_millis(ms));
+        assert_eq!(timeout("FETCH ALL FROM c WITH (timeout = '1500ms')"), ms(1500));
+        assert_eq!(timeout("FETCH c with (TIMEOUT '0s')"), ms(0));
+        for (sql, code) in [
+            ("FETCH c WITH (timeout = 5)", Code::Syntax),
+            ("FETCH c WITH (patience = '5s')", Code::Syntax),
+            ("FETCH c WITH (timeout = '5s'", Code::Syntax),
+            ("FETCH c WITH (timeout = 'soon')", Code::InvalidCast),
+            ("FETCH c WITH (timeout = '1 month')", Code::OutOfRange),
+            ("FETCH c WITH (timeout = '-1s')", Code::OutOfRange),
+            ("MOVE 5 IN c WITH (timeout = '1s')", Code::Syntax),
+            ("DECLARE c CURSOR FOR EXPLAIN SUBSCRIBE TO SELECT 1", Code::Syntax),
+            ("DECLARE c CURSOR FOR INSERT INTO t VALUES (1)", Code::Syntax),
+        ] {
+            assert_eq!(parse(sql, &Rewriter::new()).unwrap_err().code(), code, "{sql}");
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Limits {
 }
 
 /// The error of a query that its caller stopped.
-pub(super) fn cancelled() -> Error {
+pub(crate) fn cancelled() -> Error {
     Error::new(Code::Cancelled, "canceling statement due to user request")
 }
 

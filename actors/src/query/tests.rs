@@ -148,7 +148,7 @@ impl House {
             settings: Default::default(),
             read_only: false,
         };
-        Session::start(&self.supervisor, self.ports.clone(), context)
+        Session::start(&self.supervisor, self.ports.clone(), None, context)
     }
 
     /// Runs a test's body on the house's own threads.

@@ -1,12 +1,15 @@
 //! Statements that set up a session rather than ask for data, read by hand: `SHOW`, `SET`,
 //! `BEGIN`, cursors and what connection pools send between two borrowers.
 
+use std::time::Duration;
+
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 use kymo_kernel::{Code, Error};
 
 use super::command::{Command, Cursor, PartialName, Scope, Show, Transaction};
+use super::duration::Span;
 use super::parse::Failure;
 
 type Read = Result<Option<(&'static str, Command)>, Failure>;
@@ -436,8 +439,33 @@ fn fetch(parser: &mut Parser) -> Read {
     }
     let _ = take_any(parser, &["FROM", "IN"]);
     let name = name(parser)?;
+    let timeout = if !skip && take(parser, "WITH") { Some(timeout(parser)?) } else { None };
     let tag = if skip { "MOVE" } else { "FETCH" };
-    Ok(Some((tag, Command::Cursor(Cursor::Fetch { name, count, skip }))))
+    Ok(Some((tag, Command::Cursor(Cursor::Fetch { name, count, skip, timeout }))))
+}
+
+/// The value of `(timeout = '1s')`.
+fn timeout(parser: &mut Parser) -> Result<Duration, Failure> {
+    let wrong = || {
+        Error::new(Code::Syntax, "the only option of FETCH is WITH (timeout = '…')")
+            .with_hint("FETCH 10 FROM c WITH (timeout = '1s')")
+    };
+    if !parser.consume_token(&Token::LParen) || !take(parser, "timeout") {
+        return Err(wrong().into());
+    }
+    let _ = parser.consume_token(&Token::Eq);
+    let Token::SingleQuotedString(text) = parser.next_token().token else {
+        return Err(wrong().into());
+    };
+    if !parser.consume_token(&Token::RParen) {
+        return Err(wrong().into());
+    }
+    let nanos = Span::parse(&text)?.fixed_nanos().and_then(|nanos| u64::try_from(nanos).ok());
+    let nanos = nanos.ok_or_else(|| {
+        Error::new(Code::OutOfRange, format!("{text:?} is no time to wait"))
+            .with_hint("write it like '500ms', '10s' or '5m'")
+    })?;
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// Whether the rest is just the cursor's name, possibly after FROM.

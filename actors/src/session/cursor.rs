@@ -1,6 +1,7 @@
-//! Cursors: queries whose rows are taken a few at a time.
+//! Cursors: queries and subscriptions whose rows are taken a few at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -10,20 +11,39 @@ use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::message::BatchStream;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::live::{self, Wait};
+
 /// An open cursor.
 pub(super) struct Cursor {
     /// The shape of its rows.
     pub(super) schema: SchemaRef,
     /// Whether it outlives its transaction.
     pub(super) hold: bool,
-    /// Stops its query.
-    pub(super) cancel: CancelToken,
+    /// Stops its query, which runs on between two statements; a subscription goes on when a
+    /// statement that waits for its rows is cancelled.
+    pub(super) query: Option<CancelToken>,
     rows: Arc<Mutex<Rows>>,
 }
 
+/// How a statement takes rows from a cursor.
+pub(super) struct Taking {
+    /// The next so many; `None` for all of the rest.
+    pub(super) count: Option<u64>,
+    /// How long it waits for rows of a subscription.
+    pub(super) patience: Option<Duration>,
+    /// Stops it.
+    pub(super) cancel: CancelToken,
+}
+
 struct Rows {
-    stream: Option<BatchStream>,
+    source: Source,
     rest: Option<RecordBatch>,
+}
+
+enum Source {
+    Query(BatchStream),
+    Subscription(Box<live::Rows>),
+    Done,
 }
 
 impl Cursor {
@@ -33,28 +53,43 @@ impl Cursor {
         hold: bool,
         cancel: CancelToken,
     ) -> Self {
-        let rows = Rows { stream: Some(stream), rest: None };
-        Cursor { schema, hold, cancel, rows: Arc::new(Mutex::new(rows)) }
+        Cursor::over(schema, Source::Query(stream), hold, Some(cancel))
     }
 
-    /// The next `count` rows, or all of the rest; they leave the cursor as they are read.
-    pub(super) fn fetch(&self, count: Option<u64>) -> BatchStream {
+    /// A cursor over what a subscription pushes. What is not taken waits, as for any subscriber.
+    pub(super) fn live(rows: live::Rows, hold: bool) -> Self {
+        let schema = rows.schema().clone();
+        Cursor::over(schema, Source::Subscription(Box::new(rows)), hold, None)
+    }
+
+    fn over(schema: SchemaRef, source: Source, hold: bool, query: Option<CancelToken>) -> Self {
+        let rows = Arc::new(Mutex::new(Rows { source, rest: None }));
+        Cursor { schema, hold, query, rows }
+    }
+
+    /// Rows, which leave the cursor as they are read. Of a query, as many as are wanted or are
+    /// left; of a subscription, as many as are wanted or as come while the statement waits.
+    pub(super) fn fetch(&self, taking: Taking) -> BatchStream {
         let rows = self.rows.clone();
-        let left = count.unwrap_or(u64::MAX);
-        let start: (Option<OwnedMutexGuard<Rows>>, u64) = (None, left);
-        let batches = stream::unfold(start, move |(guard, left)| {
-            let rows = rows.clone();
+        let Taking { count, patience, cancel } = taking;
+        let start: (Option<(OwnedMutexGuard<Rows>, Wait)>, u64) = (None, count.unwrap_or(u64::MAX));
+        let batches = stream::unfold(start, move |(held, left)| {
+            let (rows, cancel) = (rows.clone(), cancel.clone());
             async move {
                 if left == 0 {
                     return None;
                 }
-                let mut guard = match guard {
-                    Some(guard) => guard,
-                    None => rows.lock_owned().await,
+                let (mut guard, wait) = match held {
+                    Some(held) => held,
+                    None => {
+                        let guard = rows.lock_owned().await;
+                        let wait = guard.wait(patience);
+                        (guard, wait)
+                    }
                 };
-                let batch = guard.take(left).await?;
+                let batch = guard.take(left, wait, &cancel).await?;
                 let taken = batch.as_ref().map_or(left, |batch| batch.num_rows() as u64);
-                Some((batch, (Some(guard), left - taken)))
+                Some((batch, (Some((guard, wait)), left - taken)))
             }
         });
         Box::pin(batches)
@@ -71,18 +106,25 @@ impl Cursor {
 }
 
 impl Rows {
-    async fn take(&mut self, most: u64) -> Option<Result<RecordBatch>> {
+    /// How long a statement that begins now waits.
+    fn wait(&self, patience: Option<Duration>) -> Wait {
+        match &self.source {
+            Source::Subscription(rows) => rows.wait(patience),
+            Source::Query(_) | Source::Done => Wait::Forever,
+        }
+    }
+
+    async fn take(
+        &mut self,
+        most: u64,
+        wait: Wait,
+        cancel: &CancelToken,
+    ) -> Option<Result<RecordBatch>> {
         let batch = match self.rest.take() {
             Some(batch) => batch,
-            None => loop {
-                match self.stream.as_mut()?.next().await {
-                    Some(Ok(batch)) if batch.num_rows() == 0 => {}
-                    Some(Ok(batch)) => break batch,
-                    ended => {
-                        self.stream = None;
-                        return ended;
-                    }
-                }
+            None => match self.next(wait, cancel).await? {
+                Ok(batch) => batch,
+                Err(error) => return Some(Err(error)),
             },
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -91,6 +133,25 @@ impl Rows {
             return Some(Ok(batch.slice(0, most)));
         }
         Some(Ok(batch))
+    }
+
+    /// The next rows, at least one.
+    async fn next(&mut self, wait: Wait, cancel: &CancelToken) -> Option<Result<RecordBatch>> {
+        loop {
+            let next = match &mut self.source {
+                Source::Query(stream) => stream.next().await,
+                Source::Subscription(rows) => return rows.next(wait, cancel).await.transpose(),
+                Source::Done => return None,
+            };
+            match next {
+                Some(Ok(batch)) if batch.num_rows() == 0 => {}
+                Some(Ok(batch)) => return Some(Ok(batch)),
+                ended => {
+                    self.source = Source::Done;
+                    return ended;
+                }
+            }
+        }
     }
 }
 
@@ -109,6 +170,10 @@ mod tests {
         Cursor::skip(stream).await.unwrap()
     }
 
+    fn taking(count: Option<u64>) -> Taking {
+        Taking { count, patience: None, cancel: CancelToken::new() }
+    }
+
     #[tokio::test]
     async fn rows_leave_in_portions_across_batches() {
         let batches = vec![Ok(batch(&[1, 2, 3])), Ok(batch(&[])), Ok(batch(&[4, 5]))];
@@ -118,11 +183,11 @@ mod tests {
             false,
             CancelToken::new(),
         );
-        assert_eq!(count(cursor.fetch(Some(2))).await, 2);
-        assert_eq!(count(cursor.fetch(Some(0))).await, 0);
-        drop(cursor.fetch(Some(1)));
-        assert_eq!(count(cursor.fetch(Some(2))).await, 2);
-        assert_eq!(count(cursor.fetch(None)).await, 1);
-        assert_eq!(count(cursor.fetch(None)).await, 0);
+        assert_eq!(count(cursor.fetch(taking(Some(2)))).await, 2);
+        assert_eq!(count(cursor.fetch(taking(Some(0)))).await, 0);
+        drop(cursor.fetch(taking(Some(1))));
+        assert_eq!(count(cursor.fetch(taking(Some(2)))).await, 2);
+        assert_eq!(count(cursor.fetch(taking(None))).await, 1);
+        assert_eq!(count(cursor.fetch(taking(None))).await, 0);
     }
 }

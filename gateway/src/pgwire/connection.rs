@@ -9,7 +9,7 @@ use ::pgwire::messages::response::{
 };
 use arrow::array::ArrayRef;
 use hashbrown::HashMap;
-use kymo_kernel::message::{Outcome, Runnable, SessionContext, Statement};
+use kymo_kernel::message::{BatchStream, Outcome, Runnable, SessionContext, Statement};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::{Code, Error, Result, span};
 use tracing::{Instrument, Span};
@@ -222,7 +222,7 @@ impl Connection {
             Outcome::Rows { schema, stream, .. } => {
                 let formats = rows::formats(&[], schema.fields().len())?;
                 self.wire.put(&rows::description(&schema, &formats));
-                let mut rows = Rows::new(stream);
+                let mut rows = self.rows(&verb, stream);
                 let sent = rows.send(&mut self.wire, &formats, &self.style, None).await?;
                 if let Sent::All(count) = sent {
                     self.complete(&tag(&verb, Some(count)));
@@ -231,6 +231,11 @@ impl Connection {
             Outcome::Done { verb, rows, .. } => self.complete(&tag(&verb, rows)),
         }
         Ok(())
+    }
+
+    /// The rows of a statement with this verb.
+    pub(super) fn rows(&self, verb: &str, stream: BatchStream) -> Rows {
+        Rows::new(verb, stream, &self.gate.stop)
     }
 
     /// Refuses SQL text that is longer than `query.max_sql_bytes`.
@@ -387,7 +392,7 @@ pub(super) fn no_statement(name: &str) -> Error {
 pub(super) fn tag(verb: &str, rows: Option<u64>) -> String {
     match (verb, rows) {
         ("INSERT", rows) => format!("INSERT 0 {}", rows.unwrap_or_default()),
-        ("SELECT" | "FETCH" | "MOVE" | "COPY" | "UPDATE" | "DELETE", rows) => {
+        ("SELECT" | "FETCH" | "MOVE" | "COPY" | "UPDATE" | "DELETE" | "SUBSCRIBE", rows) => {
             format!("{verb} {}", rows.unwrap_or_default())
         }
         _ => verb.to_owned(),

@@ -21,7 +21,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use super::connection::{Connection, tag};
 use super::frontend::Message;
-use super::rows::{Rows, Stop};
+use super::rows::Stop;
 use super::wire::{Broken, protocol};
 pub(super) use command::{Copy, parse};
 use command::{Direction, Layout, Source};
@@ -50,6 +50,7 @@ impl Connection {
         let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
             return Err(Stop::Failed(Error::new(Code::Syntax, "COPY takes one query")));
         };
+        let verb = statement.verb.clone();
         let outcome = self.execute(Runnable::Statement(statement), parameters).await?;
         let Outcome::Rows { schema, stream, .. } = outcome else {
             return Err(Stop::Failed(Error::new(Code::Syntax, "COPY query must return rows")));
@@ -63,7 +64,7 @@ impl Connection {
         self.wire.put(&PgWireBackendMessage::CopyOutResponse(response));
         let lines = Lines::new(&copy.options);
         lines.begin(&schema, &mut self.wire.output);
-        let mut rows = Rows::new(stream);
+        let mut rows = self.rows(&verb, stream);
         let mut sent = 0;
         while let Some((batch, from)) = rows.next(&mut self.wire).await? {
             let reached = lines.rows(&batch, from, &self.style, &mut self.wire.output)?;

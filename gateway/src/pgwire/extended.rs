@@ -258,7 +258,7 @@ impl Connection {
                     match self.execute(run, parameters).await? {
                         Outcome::Rows { schema, stream, .. } => {
                             fit(portal, &schema)?;
-                            portal.state = State::Running(Rows::new(stream));
+                            portal.state = State::Running(self.rows(statement.verb(), stream));
                         }
                         Outcome::Done { verb, rows, .. } => {
                             portal.state = State::Done;

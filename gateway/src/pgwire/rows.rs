@@ -8,8 +8,9 @@ use ::pgwire::messages::data::{FieldDescription, RowDescription};
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
 use futures::StreamExt;
-use kymo_kernel::Error;
+use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::message::BatchStream;
+use kymo_kernel::{Code, Error};
 
 use super::encode::{self, Format, Style};
 use super::types;
@@ -49,11 +50,41 @@ pub(super) enum Sent {
 pub(super) struct Rows {
     stream: BatchStream,
     current: Option<(RecordBatch, usize)>,
+    end: End,
+    /// When the server stops.
+    stop: CancelToken,
+}
+
+/// What ends the rows of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Its last row: a server that stops lets it come.
+    Last,
+    /// What the statement waits for, but also the server's stop: there may be long to wait.
+    Wait,
+    /// Nothing of its own.
+    Never,
+}
+
+/// What is next of the rows.
+enum Next {
+    /// A batch and where to go on in it.
+    Rows(RecordBatch, usize),
+    /// Nothing yet.
+    Later,
+    /// Nothing more.
+    Nothing,
 }
 
 impl Rows {
-    pub(super) fn new(stream: BatchStream) -> Self {
-        Rows { stream, current: None }
+    /// The rows of a statement with this verb.
+    pub(super) fn new(verb: &str, stream: BatchStream, stop: &CancelToken) -> Self {
+        let end = match verb {
+            "SUBSCRIBE" => End::Never,
+            "FETCH" => End::Wait,
+            _ => End::Last,
+        };
+        Rows { stream, current: None, end, stop: stop.clone() }
     }
 
     /// The next rows that are not sent yet: a batch and where to go on in it.
@@ -64,27 +95,62 @@ impl Rows {
         &mut self,
         wire: &mut Wire,
     ) -> Result<Option<(RecordBatch, usize)>, Stop> {
+        match self.step(wire, true).await? {
+            Next::Rows(batch, from) => Ok(Some((batch, from))),
+            Next::Later | Next::Nothing => Ok(None),
+        }
+    }
+
+    /// As [`Rows::next`]; waits only where told to.
+    async fn step(&mut self, wire: &mut Wire, wait: bool) -> Result<Next, Stop> {
         loop {
             if let Some((batch, from)) = self.current.take()
                 && from < batch.num_rows()
             {
-                return Ok(Some((batch, from)));
+                return Ok(Next::Rows(batch, from));
             }
-            let mut next = self.stream.next();
-            let item = match futures::poll!(&mut next) {
+            let item = match futures::poll!(self.stream.next()) {
                 Poll::Ready(item) => item,
+                Poll::Pending if !wait => return Ok(Next::Later),
                 Poll::Pending => {
-                    wire.flush().await?;
-                    tokio::select! {
-                        item = next => item,
-                        error = wire.hung_up() => return Err(Stop::Gone(error)),
-                    }
+                    self.pass_on(wire.flush()).await?;
+                    self.wait(wire).await?
                 }
             };
             match item {
                 Some(Ok(batch)) => self.current = Some((batch, 0)),
                 Some(Err(error)) => return Err(Stop::Failed(error)),
-                None => return Ok(None),
+                None => return Ok(Next::Nothing),
+            }
+        }
+    }
+
+    async fn wait(&mut self, wire: &mut Wire) -> Result<Option<Result<RecordBatch, Error>>, Stop> {
+        let (end, stop) = (self.end, &self.stop);
+        let left = async {
+            match end {
+                End::Never => wire.left().await,
+                End::Last | End::Wait => wire.hung_up().await,
+            }
+        };
+        tokio::select! {
+            item = self.stream.next() => Ok(item),
+            error = left => Err(Stop::Gone(error)),
+            () = stop.cancelled(), if end != End::Last => Err(Stop::Failed(Error::new(
+                Code::ShuttingDown,
+                "terminating connection due to administrator command",
+            ))),
+        }
+    }
+
+    /// Sends, and of rows without an end no longer than until the server stops: their client
+    /// may have stopped reading.
+    async fn pass_on(&mut self, sending: impl Future<Output = io::Result<()>>) -> Result<(), Stop> {
+        tokio::select! {
+            biased;
+            sent = sending => Ok(sent?),
+            () = self.stop.cancelled(), if self.end == End::Never => {
+                Err(Stop::Gone(io::ErrorKind::TimedOut.into()))
             }
         }
     }
@@ -94,7 +160,8 @@ impl Rows {
         self.current = Some((batch, from));
     }
 
-    /// Sends up to `limit` rows as DataRow messages.
+    /// Sends up to `limit` rows as DataRow messages. With a limit, rows without an end do not
+    /// wait until it is reached: who has some can make use of them.
     pub(super) async fn send(
         &mut self,
         wire: &mut Wire,
@@ -109,13 +176,18 @@ impl Rows {
             if left == 0 {
                 return Ok(Sent::Limit);
             }
-            let Some((batch, from)) = self.next(wire).await? else { return Ok(Sent::All(sent)) };
+            let wait = limit.is_none() || sent == 0 || self.end != End::Never;
+            let (batch, from) = match self.step(wire, wait).await? {
+                Next::Rows(batch, from) => (batch, from),
+                Next::Later => return Ok(Sent::Limit),
+                Next::Nothing => return Ok(Sent::All(sent)),
+            };
             let to = batch.num_rows().min(from.saturating_add(left));
             let out = &mut wire.output;
             let reached = encode::data_rows(&batch, formats, style, from..to, FULL, out)?;
             sent += u64::try_from(reached - from).unwrap_or_default();
             self.keep(batch, reached);
-            wire.relieve().await?;
+            self.pass_on(wire.relieve()).await?;
         }
     }
 }

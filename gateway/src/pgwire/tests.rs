@@ -77,6 +77,58 @@ async fn an_unknown_database_is_fatal() {
     assert!(client.message().await.is_none());
 }
 
+#[tokio::test]
+async fn rows_without_an_end_go_with_their_client_or_with_the_server() {
+    for sync in [false, true] {
+        let server = Server::open(|_| {}).await;
+        let mut client = server.trusted().await;
+        client.query("SUBSCRIBE").await;
+        assert_eq!(client.message().await.unwrap().0, b'T');
+        assert_eq!(client.message().await.unwrap().0, b'D');
+        if sync {
+            client.sync().await;
+        }
+        // Says goodbye and waits for the server to hang up.
+        client.send(b'X', b"").await;
+        assert!(client.message().await.is_none());
+        server.until_stopped().await;
+    }
+    let server = Server::open(|_| {}).await;
+    let mut client = server.trusted().await;
+    client.query("SUBSCRIBE").await;
+    assert_eq!(client.message().await.unwrap().0, b'T');
+    assert_eq!(client.message().await.unwrap().0, b'D');
+    server.stop();
+    let (kind, body) = client.message().await.unwrap();
+    assert_eq!((kind, field(&body, b'C').as_str()), (b'E', "57P01"));
+    assert!(body.windows(6).any(|part| part == b"FATAL\0"));
+    server.ended().await;
+}
+
+/// A driver that asks for some rows gets those that are there, and may ask again.
+#[tokio::test]
+async fn a_portal_without_an_end_does_not_wait_for_its_limit() {
+    let server = Server::open(|_| {}).await;
+    let mut client = server.trusted().await;
+    client.parse("", "SUBSCRIBE").await;
+    client.bind("", "", &[]).await;
+    client.execute("", 100).await;
+    client.send(b'H', b"").await;
+    let mut kinds = String::new();
+    while !kinds.ends_with('s') {
+        kinds.push(char::from(client.message().await.unwrap().0));
+    }
+    assert_eq!(kinds, "12Ds");
+    client.execute("", 100).await;
+    client.send(b'H', b"").await;
+    let (pid, secret) = client.key.clone();
+    server.cancel(pid, &secret).await;
+    let (kind, body) = client.message().await.unwrap();
+    assert_eq!((kind, field(&body, b'C').as_str()), (b'E', "57014"));
+    client.sync().await;
+    client.until_ready().await;
+}
+
 /// Defects C and D: a row limit never reserves memory, a negative one is a violation.
 #[tokio::test]
 async fn row_limits_of_any_size_are_survived() {

@@ -143,6 +143,31 @@ impl Wire {
         std::future::pending().await
     }
 
+    /// Completes when the client leaves: hangs up, or says that it will.
+    pub(super) async fn left(&mut self) -> io::Error {
+        while !self.says_goodbye() {
+            if self.input.len() >= self.budget {
+                return std::future::pending().await;
+            }
+            if let Err(error) = self.read().await {
+                return error;
+            }
+        }
+        io::ErrorKind::ConnectionAborted.into()
+    }
+
+    /// Whether one of the messages that wait is Terminate.
+    fn says_goodbye(&self) -> bool {
+        let mut at = 0;
+        while let (Some(kind), Ok(Some(length))) = (self.input.get(at), self.length(at + 1, 4)) {
+            if *kind == b'X' {
+                return true;
+            }
+            at += 1 + length;
+        }
+        false
+    }
+
     /// Queues a message.
     pub(super) fn put(&mut self, message: &PgWireBackendMessage) {
         let start = self.output.len();

@@ -1,4 +1,5 @@
-//! `SUBSCRIBE TO SELECT … [WITH (snapshot = true|false)]`, and `EXPLAIN` of it, read by hand.
+//! `SUBSCRIBE TO SELECT … [WITH (snapshot = …, progress = …, resume = '…')]`, and `EXPLAIN` of
+//! it, read by hand.
 
 use std::sync::Arc;
 
@@ -33,10 +34,10 @@ pub(in super::super) fn read(
         return Err(misread("SUBSCRIBE is followed by TO and a SELECT"));
     }
     let words = places.get(begin + 2..).unwrap_or_default();
-    let tail = options(tokens, words);
-    let (words, snapshot) = match tail {
-        Some(at) => (&words[..at], Some(snapshot(tokens, &words[at..])?)),
-        None => (words, None),
+    let tail = tail(tokens, words);
+    let (words, options) = match tail {
+        Some(at) => (&words[..at], read_options(tokens, &words[at..])?),
+        None => (words, Options::default()),
     };
     let (Some(first), Some(from), Some(to)) = (places.first(), words.first(), words.last()) else {
         return Err(misread("SUBSCRIBE TO is followed by a SELECT"));
@@ -57,14 +58,16 @@ pub(in super::super) fn read(
     if !reads {
         return Err(misread("SUBSCRIBE TO is followed by a SELECT"));
     }
-    let subscribe = Subscribe { query: Arc::new(query), snapshot, explain };
+    let Options { snapshot, progress, resume } = options;
+    let progress = progress.unwrap_or(false);
+    let subscribe = Subscribe { query: Arc::new(query), snapshot, progress, resume, explain };
     let verb = if explain { "EXPLAIN" } else { "SUBSCRIBE" };
     Ok(Some((verb, Command::Subscribe(subscribe))))
 }
 
 /// Where among `words` a closing `WITH (…)` begins. That of a query's own `WITH name AS (…)`
 /// has a name behind it.
-fn options(tokens: &[TokenWithSpan], words: &[usize]) -> Option<usize> {
+fn tail(tokens: &[TokenWithSpan], words: &[usize]) -> Option<usize> {
     let token = |at: usize| words.get(at).map(|place| &tokens[*place].token);
     let mut depth = 0_usize;
     for at in (0..words.len()).rev() {
@@ -83,25 +86,51 @@ fn options(tokens: &[TokenWithSpan], words: &[usize]) -> Option<usize> {
     None
 }
 
-/// The value of `WITH (snapshot = …)`.
-fn snapshot(tokens: &[TokenWithSpan], words: &[usize]) -> Result<bool, Failure> {
+/// What a subscription wants beside its query.
+#[derive(Debug, Default, PartialEq)]
+struct Options {
+    snapshot: Option<bool>,
+    progress: Option<bool>,
+    resume: Option<String>,
+}
+
+/// Reads `WITH (name = value, …)`.
+fn read_options(tokens: &[TokenWithSpan], words: &[usize]) -> Result<Options, Failure> {
     let inner: Vec<&Token> = words.iter().map(|place| &tokens[*place].token).collect();
-    if let [_, Token::LParen, name, Token::Eq, value, Token::RParen] = inner.as_slice()
-        && word_is(name, "snapshot")
-    {
-        if word_is(value, "true") {
-            return Ok(true);
-        }
-        if word_is(value, "false") {
-            return Ok(false);
+    let [_, Token::LParen, list @ .., Token::RParen] = inner.as_slice() else {
+        return Err(misread(KNOWN));
+    };
+    let mut options = Options::default();
+    for option in list.split(|token| **token == Token::Comma) {
+        let [name, Token::Eq, value] = option else { return Err(misread(KNOWN)) };
+        let flag = [("true", true), ("false", false)]
+            .into_iter()
+            .find_map(|(word, meant)| word_is(value, word).then_some(meant));
+        let free = match (name, value, flag) {
+            (name, _, Some(flag)) if word_is(name, "snapshot") => {
+                options.snapshot.replace(flag).is_none()
+            }
+            (name, _, Some(flag)) if word_is(name, "progress") => {
+                options.progress.replace(flag).is_none()
+            }
+            (name, Token::SingleQuotedString(token), _) if word_is(name, "resume") => {
+                options.resume.replace(token.clone()).is_none()
+            }
+            _ => return Err(misread(KNOWN)),
+        };
+        if !free {
+            return Err(misread("an option of SUBSCRIBE is given twice"));
         }
     }
-    Err(misread("the only option of SUBSCRIBE is WITH (snapshot = true) or (snapshot = false)"))
+    Ok(options)
 }
+
+const KNOWN: &str = "the options of SUBSCRIBE are snapshot = true or false, progress = true or \
+     false, and resume = 'token'";
 
 fn misread(what: &str) -> Failure {
     Error::new(Code::Syntax, what)
-        .with_hint("SUBSCRIBE TO SELECT … [WITH (snapshot = false)]")
+        .with_hint("SUBSCRIBE TO SELECT … [WITH (snapshot = false, progress = true, resume = '…')]")
         .into()
 }
 
@@ -158,6 +187,24 @@ mod tests {
     }
 
     #[test]
+    fn options_come_in_any_order() {
+        let read = |with: &str| {
+            let statements =
+                parse(&format!("SUBSCRIBE TO SELECT a FROM t {with}"), &Rewriter::new()).unwrap();
+            let parsed = statements[0].tree.downcast_ref::<Parsed>().unwrap();
+            let Command::Subscribe(subscribe) = parsed.command.clone() else { panic!("{with}") };
+            (subscribe.snapshot, subscribe.progress, subscribe.resume)
+        };
+        assert_eq!(read(""), (None, false, None));
+        let token = Some("7.0.3.41".to_owned());
+        assert_eq!(
+            read("WITH (RESUME = '7.0.3.41', progress = true, snapshot = false)"),
+            (Some(false), true, token)
+        );
+        assert_eq!(read("WITH (progress = false)"), (None, false, None));
+    }
+
+    #[test]
     fn what_is_no_subscription_is_refused() {
         for sql in [
             "SUBSCRIBE",
@@ -169,6 +216,12 @@ mod tests {
             "SUBSCRIBE TO SELECT 1 WITH (other = true)",
             "SUBSCRIBE TO SELECT 1 WITH (snapshot = 3)",
             "SUBSCRIBE TO WITH (snapshot = true)",
+            "SUBSCRIBE TO SELECT 1 WITH ()",
+            "SUBSCRIBE TO SELECT 1 WITH (snapshot = true,)",
+            "SUBSCRIBE TO SELECT 1 WITH (snapshot = true, snapshot = true)",
+            "SUBSCRIBE TO SELECT 1 WITH (progress = 'true')",
+            "SUBSCRIBE TO SELECT 1 WITH (resume = 7)",
+            "SUBSCRIBE TO SELECT 1 WITH (resume = $1)",
         ] {
             assert_eq!(subscribe(sql).unwrap_err().code(), Code::Syntax, "{sql}");
         }

@@ -145,7 +145,7 @@ fn a_read_only_session_changes_nothing() {
     let house = House::new();
     let mut context = house.session().context().as_ref().clone();
     context.read_only = true;
-    let session = Session::start(&house.supervisor, house.ports.clone(), context);
+    let session = Session::start(&house.supervisor, house.ports.clone(), None, context);
     house.rows("CREATE TABLE t (v BIGINT, time TIMESTAMPTZ)");
     house.run(async move {
         for sql in [

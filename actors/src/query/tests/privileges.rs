@@ -10,7 +10,7 @@ fn visitor(house: &House) -> Session {
     let mut context = house.session().context().as_ref().clone();
     context.user = "bob".into();
     context.admin = false;
-    Session::start(&house.supervisor, house.ports.clone(), context)
+    Session::start(&house.supervisor, house.ports.clone(), None, context)
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Backend for Script {
     }
 }
 
-/// `SELECT n` gives n rows, `ENDLESS` never ends, `LATE` fails after a row, `FAIL` at once.
+/// `SELECT n` gives n rows, `ENDLESS` and `SUBSCRIBE` never end, `LATE` fails after a row, `FAIL` at once.
 struct Actor {
     counters: Arc<Counters>,
     context: Arc<SessionContext>,
@@ -152,7 +152,7 @@ impl Conversation for Actor {
                 let count = statement.text.split_whitespace().nth(1).unwrap().parse().unwrap();
                 Box::pin(futures::stream::iter([Ok(batch(count))]))
             }
-            "ENDLESS" => {
+            "ENDLESS" | "SUBSCRIBE" => {
                 let guard = Guard(Arc::clone(&self.counters));
                 let endless = futures::stream::unfold((guard, 0), move |(guard, turn)| {
                     let token = token.clone();
