@@ -97,7 +97,7 @@ fn retain(snapshot: &Snapshot, name: &QueryName, id: Uuid) -> Plan {
     };
     let table = snapshot.table(&policy.table);
     let longer = |table: &&Arc<TableMeta>| {
-        snapshot.retention_ns(&table.def).is_none_or(|now| now > policy.after_ns)
+        snapshot.retention_ns(&table.def.name).is_none_or(|now| now > policy.after_ns)
     };
     let retention = table.filter(longer).map(|table| Op::SetRetention {
         of: RetentionOf::Table(table.def.id),

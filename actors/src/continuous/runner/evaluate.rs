@@ -140,11 +140,12 @@ impl Runner {
     /// takes. Those before it stay as they are: the rows that they were made from are gone.
     pub(super) fn first_unexpired(&self) -> i64 {
         let (catalog, now) = (self.context.store.catalog(), self.context.clock.now_ns());
-        let retentions = self.query.tables().iter().filter_map(|def| catalog.retention_ns(def));
+        let retentions =
+            self.query.tables().iter().filter_map(|def| catalog.retention_ns(&def.name));
         let sources = retentions.map(|retention| expired_upto(retention, now)).max();
         // What is about to expire in the target may be refused by the time it is written.
         let soon = now.saturating_add(EXPIRES_SOON);
-        let target = catalog.retention_ns(&self.target.def);
+        let target = catalog.retention_ns(&self.target.def.name);
         let edge = sources.max(target.map(|retention| expired_upto(retention, soon)));
         edge.map_or(i64::MIN, |edge| self.spec.start(edge).saturating_add(self.spec.width))
     }

@@ -187,7 +187,7 @@ fn what_cannot_be_deleted_says_why() {
     assert_eq!(house.rows("SELECT count(*) FROM t"), ["1"]);
     let mut context = house.session().context().as_ref().clone();
     context.read_only = true;
-    let session = Session::start(&house.supervisor, house.ports.clone(), context);
+    let session = Session::start(&house.supervisor, house.ports.clone(), None, context);
     house.run(async move {
         for sql in ["DELETE FROM t", "TRUNCATE t"] {
             let error = rows(&session, sql).await.unwrap_err();
