@@ -115,7 +115,8 @@ impl Runner {
         } else {
             Vec::new()
         };
-        let count = rows.iter().map(RecordBatch::num_rows).sum();
+        let count = |all: &[RecordBatch]| all.iter().map(RecordBatch::num_rows).sum::<usize>();
+        let taken = count(&rows).max(count(&present));
         let Change { gone, rows, windows } = self.written.change(starts, &present, &rows)?;
         if let Some(gone) = gone {
             self.remove(gone).await?;
@@ -133,7 +134,7 @@ impl Runner {
         of.evaluations.with_label_values(&[&self.label]).inc();
         of.windows.with_label_values(&[&self.label]).inc_by(windows);
         of.rows.with_label_values(&[&self.label]).inc_by(written);
-        Ok(Wrote { taken: count, rows: written })
+        Ok(Wrote { taken, rows: written })
     }
 
     /// The first window that the retention of no source has touched, and that its target still
@@ -230,7 +231,7 @@ impl Runner {
 /// What became of a piece.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Wrote {
-    /// Rows of the result.
+    /// Rows of the result or of the target, whichever are more.
     pub(super) taken: usize,
     /// Rows that were written.
     pub(super) rows: u64,
