@@ -208,7 +208,7 @@ fn queries_are_classified_by_what_keeps_them_from_being_followed() {
                 "SELECT date_bin('7 minutes', time) AS w, count(DISTINCT value), sum(value) FROM cpu \
                  GROUP BY 1",
                 "rerun",
-                "count(DISTINCT",
+                "DISTINCT",
             ),
             (
                 "SELECT time_bucket('1m', time) AS w, count(*) FROM cpu \

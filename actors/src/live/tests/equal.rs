@@ -198,7 +198,7 @@ impl Case {
             assert_eq!(mirror.notices[0], shape.class, "{query}");
             followed.push((query, subscription, mirror));
         }
-        for _ in 0..=self.below(4) {
+        for _ in 0..=self.below(3) {
             for _ in 0..=self.below(5) {
                 match self.below(8) {
                     0 => system.flush().await.unwrap(),

@@ -191,7 +191,9 @@ fn missing(node: &LogicalPlan) -> String {
         LogicalPlan::Join(_) => "a join needs the rows of more than one table".to_owned(),
         LogicalPlan::Union(_) => "UNION has more than one query".to_owned(),
         LogicalPlan::Window(_) => "window functions (OVER) look at many rows".to_owned(),
-        LogicalPlan::Aggregate(_) => "it groups what is grouped already".to_owned(),
+        LogicalPlan::Aggregate(_) => {
+            "it groups rows that are grouped already, as for DISTINCT values".to_owned()
+        }
         LogicalPlan::TableScan(_) => "its windows are not groups".to_owned(),
         other => format!("{} is not kept by windows", other.display()),
     }
