@@ -184,7 +184,7 @@ async fn deleted_rows_stay_away_through_sigkill_and_no_other_row_goes() {
         let running = Arc::new(server);
         let killer = {
             let running = Arc::clone(&running);
-            let after = Duration::from_micros(random.random_range(500..60_000));
+            let after = Duration::from_micros(random.random_range(500..500_000));
             tokio::task::spawn_blocking(move || {
                 let start = Instant::now();
                 while start.elapsed() < after {
