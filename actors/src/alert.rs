@@ -215,11 +215,14 @@ impl Handle<AlertCommand> for AlertActor {
             match message {
                 AlertCommand::Change(change) => context.change(orders, change).await,
                 AlertCommand::Ack { matcher, author, comment } => {
-                    tracing::info!(alerts = %matcher, by = author, comment, "acknowledged");
+                    let said = match comment.is_empty() {
+                        true => author,
+                        false => format!("{author}: {comment}"),
+                    };
                     let gone = || Error::new(Code::Down, "alert rules are not evaluated now");
                     let (reply, acked) = oneshot::channel();
                     let orders = orders.ok_or_else(gone)?;
-                    orders.send(Order::Ack(matcher, reply)).await.map_err(|_| gone())?;
+                    orders.send(Order::Ack(matcher, said, reply)).await.map_err(|_| gone())?;
                     let count = acked.await.map_err(|_| gone())?;
                     Ok(AlertDone { count })
                 }

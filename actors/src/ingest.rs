@@ -346,7 +346,8 @@ impl Shared {
                 schema: own.schema.clone(),
                 options: own.options.clone(),
                 if_not_exists: true,
-                create_database: false,
+                // Refused rows belong to a database; if that is gone, so are they.
+                create_database: !rejected::is(&rows.table),
                 retention_ns: None,
             };
             self.catalog.call(ddl).await?;

@@ -73,7 +73,9 @@ pub use system::{
     SubscriptionRow, SupervisionRow, TransformRow,
 };
 
-pub(crate) use alert::{Input, Kind, Layout, Own, Pairs, PlanRule, PlannedRule, RuleQuery, Shape};
+pub(crate) use alert::{
+    Input, Instants, Kind, Layout, Own, Pairs, PlanRule, PlannedRule, RuleQuery, Shape, by_instant,
+};
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Subscribe, Transaction};
 pub(crate) use running::cancelled;
 

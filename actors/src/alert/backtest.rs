@@ -3,8 +3,8 @@
 //!
 //! A rule of class `rows` gets its rows in the order of their times, each as if it had been
 //! committed then, a slice of time after the other so that memory is bounded. A rule of class
-//! `query` is evaluated at each instant of its grid over the rows up to that instant. It begins
-//! without alerts, so one that fired before the range begins with it.
+//! `query` is evaluated at each instant of its grid over the rows up to that instant, many of
+//! them at once where it looks back a fixed time. It begins without alerts, so one that fired before the range begins with it.
 
 use std::sync::Arc;
 
@@ -24,10 +24,12 @@ use super::groups::{Evaluated, Group, Member};
 use super::labels::{self, Values};
 use super::sets::{Row, TooMany, Transition};
 use super::stored;
-use crate::query::{Kind, PlannedRule};
+use crate::query::{Instants, Kind, Layout, PlannedRule, RuleQuery, by_instant};
 
 /// Rows of one slice of time: enough to amortise reading, few enough to hold.
 const SLICE_ROWS: usize = 200_000;
+/// Instants that one query answers for at a time.
+const INSTANTS: i64 = 1024;
 
 /// Gives the rows of a table as they are now.
 pub(crate) type Versions = Arc<dyn Fn(TableId) -> Option<Arc<Version>> + Send + Sync>;
@@ -86,15 +88,7 @@ pub(crate) async fn run(
         }
         Kind::Query(query) => {
             past.rule.terms.stale_ns = 0;
-            while past.next <= range.1 {
-                let instant = past.next;
-                let rows = query.evaluate(instant).await?;
-                let facts = Facts::of(&planned.layout, &rows, None)?;
-                for (row, at) in facts.distinct(instant) {
-                    past.row(instant, row, || facts.values(at))?;
-                }
-                past.tick_until(instant)?;
-            }
+            past.query(&query, &planned.layout, range.1).await?;
         }
     }
     past.found.finish()
@@ -154,6 +148,44 @@ impl Past {
             from = slice.last.saturating_add(1);
         }
         Ok(())
+    }
+
+    /// Evaluates a query at each instant up to the last one, many of them by one query where it
+    /// can be.
+    async fn query(&mut self, query: &RuleQuery, layout: &Layout, last: i64) -> Result<()> {
+        let every = self.rule.every_ns;
+        let mut most = INSTANTS;
+        while self.next <= last {
+            let first = self.next;
+            let ahead = first.saturating_add(every.saturating_mul(most - 1));
+            let instants = Instants { first, last: ahead.min(last), every };
+            match query.evaluate_all(instants).await {
+                Ok(Some(rows)) => {
+                    for (instant, rows) in by_instant(&rows)? {
+                        self.tick_until(instant.saturating_sub(1))?;
+                        self.found_at(instant, layout, &rows)?;
+                    }
+                    self.tick_until(instants.last)?;
+                }
+                Ok(None) => {
+                    let rows = query.evaluate(first).await?;
+                    self.found_at(first, layout, &rows)?;
+                }
+                // Fewer instants have fewer rows.
+                Err(error) if error.code() == Code::LimitReached && most > 1 => most /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a query found at an instant.
+    fn found_at(&mut self, instant: i64, layout: &Layout, rows: &RecordBatch) -> Result<()> {
+        let facts = Facts::of(layout, rows, None)?;
+        for (row, at) in facts.distinct(instant) {
+            self.row(instant, row, || facts.values(at))?;
+        }
+        self.tick_until(instant)
     }
 
     fn row(&mut self, instant: i64, row: Row, values: impl FnOnce() -> Values) -> Result<()> {

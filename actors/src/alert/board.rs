@@ -27,7 +27,7 @@ pub struct Board(Mutex<Rules>);
 pub(super) struct Rules {
     pub(super) all: Vec<Option<Rule>>,
     pub(super) names: HashMap<Arc<str>, u32>,
-    pub(super) silences: Arc<BTreeMap<u64, Arc<SilenceDef>>>,
+    pub(super) silences: Silences,
     /// How many kinds of rules of class rows there are.
     pub(super) shapes: usize,
 }
@@ -44,6 +44,8 @@ pub(super) struct Rule {
     pub(super) sets: Sets,
     /// Whether the newest rows of its table were looked at, so that their absence means something.
     pub(super) ready: bool,
+    /// Whether these rows are being read.
+    pub(super) reading: bool,
     /// Whether its query runs or waits to.
     pub(super) evaluating: bool,
     pub(super) evaluated_ns: Option<i64>,
@@ -74,6 +76,7 @@ impl Rule {
             names: Arc::new([]),
             sets: Sets::default(),
             ready: false,
+            reading: false,
             evaluating: false,
             evaluated_ns: None,
             lag: Duration::ZERO,
@@ -106,6 +109,17 @@ pub(super) fn terms(def: &AlertDef, settings: &Alerts) -> Terms {
     }
 }
 
+/// Silences by their numbers.
+pub(super) type Silences = Arc<BTreeMap<u64, Arc<SilenceDef>>>;
+
+/// Whether a silence covers an alert at an instant.
+pub(super) fn silenced(silences: &Silences, rule: &str, labels: &Labels, instant_ns: i64) -> bool {
+    let covers = |silence: &Arc<SilenceDef>| {
+        silence.covers(instant_ns) && silence.matcher.matches(rule, labels)
+    };
+    silences.values().any(covers)
+}
+
 impl Rules {
     /// The rule of a number.
     pub(super) fn get(&self, rule: u32) -> Option<&Rule> {
@@ -135,14 +149,6 @@ impl Rules {
     pub(super) fn remove(&mut self, name: &str) -> Option<Rule> {
         let number = self.names.remove(name)?;
         self.all.get_mut(number as usize)?.take()
-    }
-
-    /// Whether a silence covers an alert at an instant.
-    pub(super) fn silenced(&self, rule: &str, labels: &Labels, instant_ns: i64) -> bool {
-        let covers = |silence: &Arc<SilenceDef>| {
-            silence.covers(instant_ns) && silence.matcher.matches(rule, labels)
-        };
-        self.silences.values().any(covers)
     }
 }
 
@@ -202,8 +208,9 @@ fn row(rules: &Rules, rule: &Rule, set: Option<&Set>, instant_ns: i64) -> AlertR
             let active = set.active.map(|active| active.since_ns);
             active.or(set.resolved.map(|(at, _)| at))
         }),
-        acked: set.is_some_and(|set| set.acked),
-        silenced: labels.is_some_and(|labels| rules.silenced(&rule.name, &labels, instant_ns)),
+        acked: set.and_then(|set| set.acked.as_deref()).map(str::to_owned),
+        silenced: labels
+            .is_some_and(|labels| silenced(&rules.silences, &rule.name, &labels, instant_ns)),
         evaluated: rule.evaluated_ns,
         lag_ms: rule.lag.as_secs_f64() * 1000.0,
         error: rule.error.clone(),

@@ -66,7 +66,7 @@ const STATE_COLUMNS: Columns = &[
     ("row_time", ColumnKind::Field, FieldType::Timestamp),
     ("value", ColumnKind::Field, FieldType::Float64),
     ("sequence", ColumnKind::Field, FieldType::Int64),
-    ("acked", ColumnKind::Field, FieldType::Bool),
+    ("acked", ColumnKind::Field, FieldType::Text),
     ("told", ColumnKind::Field, FieldType::Bool),
     (TIME, ColumnKind::Time, FieldType::Timestamp),
 ];
@@ -249,7 +249,7 @@ fn state_columns(entries: &[&Entry]) -> Result<Vec<ArrayRef>> {
         times(sets().map(|set| Some(set.time_ns))),
         Arc::new(Float64Array::from_iter(sets().map(|set| set.value))),
         numbers(sets().map(|set| set.sequence)),
-        truths(sets().map(|set| set.acked)),
+        Arc::new(StringArray::from_iter(sets().map(|set| set.acked.as_deref()))),
         truths(sets().map(|set| set.told)),
         times(sets().map(|_| Some(NO_TIME))),
     ])
@@ -305,7 +305,7 @@ impl Reader<'_> {
         let (rules, keys, values) = (texts("rule")?, texts("key")?, texts("values")?);
         let (states, since, fired) = (texts("state")?, time("since")?, time("fired")?);
         let (ended, row_times) = (time("ended")?, time("row_time")?);
-        let (acked, told) = (truth("acked")?, truth("told")?);
+        let (acked, told) = (texts("acked")?, truth("told")?);
         let value = self.column("value", &DataType::Float64)?;
         let value = value.as_primitive::<Float64Type>();
         let sequences = self.column("sequence", &DataType::Int64)?;
@@ -324,7 +324,7 @@ impl Reader<'_> {
             set.time_ns = at(&row_times, row).unwrap_or(i64::MIN);
             set.value = value.is_valid(row).then(|| value.value(row));
             set.sequence = u64::try_from(sequences.value(row)).unwrap_or_default();
-            set.acked = acked.value(row);
+            set.acked = acked.is_valid(row).then(|| acked.value(row).into());
             set.told = told.value(row);
             match state {
                 State::Pending | State::Firing => {

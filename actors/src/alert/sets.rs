@@ -54,8 +54,8 @@ pub struct Set {
     pub active: Option<Active>,
     /// When its alert was resolved, and since when it had fired, until that is forgotten.
     pub resolved: Option<(i64, i64)>,
-    /// Whether somebody looks after its alert.
-    pub acked: bool,
+    /// Who looks after its alert, and what they said.
+    pub acked: Option<Box<str>>,
     /// Whether channels were told of its alert.
     pub told: bool,
     /// The number of its last transition.
@@ -75,7 +75,7 @@ impl Set {
             value: None,
             active: None,
             resolved: None,
-            acked: false,
+            acked: None,
             told: false,
             sequence: 0,
             restored: false,

@@ -9,19 +9,20 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use futures::stream::{FuturesUnordered, StreamExt};
 use kymo_config::settings::Alerts;
-use kymo_kernel::alert::{AlertDef, Matcher, SilenceDef};
+use kymo_kernel::alert::{AlertDef, Matcher};
 use kymo_kernel::ids::{MetaVersion, TableId};
 use kymo_kernel::message::{AlertStatus, Committed, Notification};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::Pool;
 use kymo_kernel::port::Port;
+use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::Parts;
-use super::board::{Planning, Rule, Rules};
+use super::board::{Planning, Rule, Rules, Silences, silenced};
 use super::facts::Facts;
 use super::groups::{Group, Groups, Member};
 use super::history::{self, Entry, Kept};
@@ -48,7 +49,7 @@ pub(super) enum Order {
     /// Definitions have changed; answered once they are followed.
     Follow(oneshot::Sender<()>),
     /// Somebody looks after alerts; answered with how many, once that is durable.
-    Ack(Matcher, oneshot::Sender<u64>),
+    Ack(Matcher, String, oneshot::Sender<u64>),
 }
 
 type Work<T> = FuturesUnordered<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -64,9 +65,13 @@ pub(super) struct Worker {
     orders: mpsc::Receiver<Order>,
     /// The definitions that are followed.
     followed: MetaVersion,
+    /// The tables of these; another map as soon as one comes, goes or gets a column.
+    tables: Arc<BTreeMap<TableName, TableId>>,
     groups: Groups,
     /// Whether rules have changed since `groups` was made.
     regroup: bool,
+    /// Whether the newest rows of some could not be read.
+    unread: bool,
     /// Rules that were planned since.
     ungrouped: usize,
     feed: Option<Subscription>,
@@ -94,8 +99,10 @@ impl Worker {
             planner,
             orders,
             followed: MetaVersion(0),
+            tables: Arc::default(),
             groups: Groups::default(),
             regroup: false,
+            unread: false,
             ungrouped: 0,
             feed: None,
             to_plan: VecDeque::new(),
@@ -219,7 +226,10 @@ impl Worker {
         for def in catalog.alerts.values() {
             self.follow_rule(&mut rules, def);
         }
-        self.replan(&mut rules, catalog);
+        if !Arc::ptr_eq(&self.tables, &catalog.names) {
+            self.tables = catalog.names.clone();
+            self.replan(&mut rules, catalog);
+        }
         let mut grid = BTreeMap::new();
         let now = self.now();
         for (_, rule) in rules.iter() {
@@ -352,7 +362,7 @@ impl Worker {
     fn tell_again(&mut self, rules: &mut Rules, number: u32) {
         let silences = rules.silences.clone();
         let now = self.now();
-        let Some(rule) = rules.get_mut(number) else { return };
+        let Some(rule) = rules.get_mut(number).filter(|rule| !rule.def.paused) else { return };
         let restored: Vec<u64> = rule
             .sets
             .iter()
@@ -381,13 +391,14 @@ impl Worker {
             let Planning::Ready(plan) = &rule.plan else { continue };
             let Kind::Rows(shape, own) = &plan.kind else { continue };
             let (shape, layout, own) = (shape.clone(), plan.layout.clone(), own.clone());
-            if !rule.ready {
+            if !rule.ready && !rule.reading {
                 fresh.push((shape.table(), number));
             }
             members.push(Member { rule: number, shape, layout, own });
         }
         self.groups = Groups::of(members)?;
         self.parts.board.lock().shapes = self.groups.len();
+        metrics().alerts.shapes.set(i64::try_from(self.groups.len()).unwrap_or(i64::MAX));
         if self.groups.is_empty() {
             self.feed = None;
         } else if self.feed.is_none() {
@@ -421,6 +432,13 @@ impl Worker {
             }
             let horizon = self.horizon(&numbers);
             let since = newest.min(self.now()).saturating_sub(horizon);
+            let mut board = self.parts.board.lock();
+            for number in &numbers {
+                if let Some(rule) = board.get_mut(*number) {
+                    rule.reading = true;
+                }
+            }
+            drop(board);
             let (group, version, pools) =
                 (group.clone(), version.clone(), self.parts.pools.clone());
             self.reading.push(Box::pin(async move {
@@ -457,12 +475,23 @@ impl Worker {
         let board = self.parts.board.clone();
         let mut rules = board.lock();
         let silences = rules.silences.clone();
+        for number in &numbers {
+            if let Some(rule) = rules.get_mut(*number) {
+                rule.reading = false;
+            }
+        }
         let (newest, failures) = match found {
             Ok(found) => found,
+            // Their alerts stay as they are until the next look, which tries again.
             Err(error) => {
                 warn!(%error, "the newest rows could not be read for alert rules");
-                let failed = numbers.iter().map(|number| (*number, error.clone()));
-                (Newest::new(), failed.collect())
+                for number in &numbers {
+                    if let Some(rule) = rules.get_mut(*number) {
+                        rule.ready = false;
+                    }
+                }
+                self.unread = true;
+                return;
             }
         };
         for ((number, _), (row, values)) in newest {
@@ -575,6 +604,7 @@ impl Worker {
             self.grid.insert(every, instant.saturating_add(every));
             self.evaluate_all(every, instant);
         }
+        self.regroup |= std::mem::take(&mut self.unread);
         self.end_of_silences(now);
         Ok(())
     }
@@ -674,7 +704,7 @@ impl Worker {
         let mut rules = board.lock();
         let silences = rules.silences.clone();
         for rule in rules.all.iter_mut().flatten() {
-            if rule.def.channels.is_empty() {
+            if rule.def.channels.is_empty() || !rule.runs() {
                 continue;
             }
             let untold: Vec<u64> = rule
@@ -699,15 +729,15 @@ impl Worker {
                 }
                 let _ = reply.send(());
             }
-            Order::Ack(matcher, reply) => {
-                let count = self.acknowledge(&matcher);
+            Order::Ack(matcher, said, reply) => {
+                let count = self.acknowledge(&matcher, &said);
                 self.outbox.answer(count, reply);
             }
         }
         Ok(())
     }
 
-    fn acknowledge(&mut self, matcher: &Matcher) -> u64 {
+    fn acknowledge(&mut self, matcher: &Matcher, said: &str) -> u64 {
         let board = self.parts.board.clone();
         let mut rules = board.lock();
         let mut count = 0;
@@ -721,19 +751,17 @@ impl Worker {
                 .collect();
             for key in meant {
                 let Some(set) = rule.sets.get_mut(key) else { continue };
-                set.acked = true;
+                set.acked = Some(said.into());
                 count += 1;
                 let set = set.clone();
                 let entry = Entry { rule: rule.name.clone(), key, set, kept: None };
                 self.outbox.push(Item { entry, notification: None });
             }
         }
-        info!(count, "alerts acknowledged");
+        info!(alerts = %matcher, by = said, count, "alerts acknowledged");
         count
     }
 }
-
-type Silences = Arc<BTreeMap<u64, Arc<SilenceDef>>>;
 
 fn millis(millis: u64) -> i64 {
     i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)
@@ -745,15 +773,6 @@ async fn recv(feed: &mut Option<Subscription>) -> Option<FeedEvent> {
         Some(feed) => feed.recv().await,
         None => std::future::pending().await,
     }
-}
-
-fn silenced(
-    silences: &Silences,
-    rule: &str,
-    labels: &kymo_kernel::message::Labels,
-    now: i64,
-) -> bool {
-    silences.values().any(|each| each.covers(now) && each.matcher.matches(rule, labels))
 }
 
 fn failed(rule: &mut Rule, error: &Error) {
@@ -808,7 +827,7 @@ fn record(
     set.sequence = *sequence;
     let was_told = set.told;
     if to != State::Firing {
-        (set.told, set.acked) = (false, false);
+        (set.told, set.acked) = (false, None);
     }
     let set = set.clone();
     let labels = rule.labels(&set);
@@ -886,7 +905,7 @@ fn notification(
         ends_at_ns: set.resolved.map(|(at, _)| at),
         channels: rule.def.channels.as_slice().into(),
         silenced,
-        acked: set.acked,
+        acked: set.acked.is_some(),
         repeated,
     }
 }

@@ -11,9 +11,11 @@
 //! In a rule of class query `now()` is the instant of the evaluation, and rows of a later time
 //! are not seen. So an evaluation of the past, in a backtest, is the same as one of the present.
 
+mod past;
 mod shape;
 mod statement;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +53,7 @@ use super::running::Limits;
 use super::stream::once;
 use crate::alert::{backtest, template};
 
+pub(crate) use past::{Instants, by_instant};
 pub(crate) use shape::{Input, Own, Pairs, Shape};
 pub(super) use statement::read;
 pub(crate) use statement::{AlertStatement, Backtest, Rule, Wanted};
@@ -145,6 +148,8 @@ pub(crate) struct RuleQuery {
     names: super::command::Names,
     timeout: Duration,
     most: usize,
+    /// How far back it looks, where one query can answer for many instants.
+    back_ns: Option<i64>,
 }
 
 impl RuleQuery {
@@ -153,10 +158,26 @@ impl RuleQuery {
     /// # Errors
     /// Those of running a query; `limit_reached` for more rows than a rule may have label sets.
     pub(crate) async fn evaluate(&self, instant_ns: i64) -> Result<RecordBatch> {
-        let engine = &self.engine;
-        let clock = engine.env().clock.clone();
+        let rows = self.in_time(self.run(&self.plan, instant_ns)).await?;
+        let schema = rename(rows.schema_ref(), &self.names);
+        rows.with_schema(schema).map_err(|error| from_engine(error.into()))
+    }
+
+    /// The rows of the rule at several instants, as [`by_instant`] takes them apart; `None` for a
+    /// rule that has to be evaluated at each by itself.
+    ///
+    /// # Errors
+    /// As for [`RuleQuery::evaluate`].
+    pub(crate) async fn evaluate_all(&self, instants: Instants) -> Result<Option<RecordBatch>> {
+        let Some(back_ns) = self.back_ns else { return Ok(None) };
+        let plan = past::over(&self.plan, instants, back_ns)?;
+        self.in_time(self.run(&plan, instants.last)).await.map(Some)
+    }
+
+    async fn in_time(&self, run: impl Future<Output = Result<RecordBatch>>) -> Result<RecordBatch> {
+        let clock = self.engine.env().clock.clone();
         tokio::select! {
-            rows = Box::pin(self.run(instant_ns)) => rows,
+            rows = Box::pin(run) => rows,
             () = clock.sleep(self.timeout) => {
                 let text = format!("the rule's query took longer than {:?}", self.timeout);
                 Err(Error::new(Code::Deadline, text)
@@ -165,12 +186,12 @@ impl RuleQuery {
         }
     }
 
-    async fn run(&self, instant_ns: i64) -> Result<RecordBatch> {
+    async fn run(&self, plan: &LogicalPlan, instant_ns: i64) -> Result<RecordBatch> {
         let engine = &self.engine;
         let mut state = engine.state(&self.session);
         let instant = DateTime::from_timestamp_nanos(instant_ns);
         state.execution_props_mut().query_execution_start_time = Some(instant);
-        let plan = state.optimize(&self.plan).map_err(from_engine)?;
+        let plan = state.optimize(plan).map_err(from_engine)?;
         let bounds = Bounds::of(&engine.settings().query);
         let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
         let planner = state.query_planner();
@@ -190,9 +211,7 @@ impl RuleQuery {
             }
             batches.push(batch);
         }
-        let schema = rename(&stream.schema(), &self.names);
-        let whole = concat_batches(&stream.schema(), &batches);
-        whole.and_then(|whole| whole.with_schema(schema)).map_err(|error| from_engine(error.into()))
+        concat_batches(&stream.schema(), &batches).map_err(|error| from_engine(error.into()))
     }
 }
 
@@ -240,6 +259,7 @@ impl Engine {
                 Kind::Rows(Arc::new(shape), own)
             }
             _ => Kind::Query(Arc::new(RuleQuery {
+                back_ns: past::looks_back(&plan),
                 engine: self.clone(),
                 session,
                 plan: until_now(plan)?,
@@ -393,6 +413,11 @@ fn depends_on_now(plan: &LogicalPlan) -> Result<bool> {
     })
     .map_err(from_engine)?;
     Ok(depends)
+}
+
+/// A call of `now()`.
+fn now_call(expr: &Expr) -> bool {
+    matches!(expr, Expr::ScalarFunction(call) if call.func.name() == "now")
 }
 
 /// A stored table of a plan.

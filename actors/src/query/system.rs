@@ -186,8 +186,8 @@ pub struct AlertRow {
     /// Since when it is what it is, in nanoseconds since 1970: the condition of a pending or
     /// firing one holds since then.
     pub since: Option<i64>,
-    /// Whether somebody looks after it.
-    pub acked: bool,
+    /// Who looks after it, and what they said.
+    pub acked: Option<String>,
     /// Whether a silence covers it.
     pub silenced: bool,
     /// The instant of the rule's last evaluation, in nanoseconds since 1970.
@@ -256,7 +256,7 @@ static TABLES: &[SystemTable] = &[
             ("labels", Kind::Text),
             ("value", Kind::Float),
             ("since", Kind::Time),
-            ("acked", Kind::Truth),
+            ("acked", Kind::Text),
             ("silenced", Kind::Truth),
             ("evaluated", Kind::Time),
             ("lag_ms", Kind::Float),
@@ -451,7 +451,7 @@ fn alerts(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
             text(each.labels),
             each.value.map_or(Cell::Null, Cell::Float),
             time(each.since),
-            Cell::Truth(each.acked),
+            text(each.acked),
             Cell::Truth(each.silenced),
             time(each.evaluated),
             Cell::Float(each.lag_ms),

@@ -314,6 +314,8 @@ families! {
     AlertMetrics {
         /// Rules, by whether they are `active`, `paused` or `failed`.
         rules: IntGaugeVec = "kymo_alert_rules" ["state"],
+        /// Kinds of rules that are evaluated on commits; those alike but for constants are one.
+        shapes: IntGauge = "kymo_alert_shapes",
         /// Evaluations of rules, by what caused them: a `commit` or the `grid` of time.
         evaluations: IntCounterVec = "kymo_alert_evaluations_total" ["cause"],
         /// Evaluations that failed, by error code.
