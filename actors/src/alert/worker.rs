@@ -256,7 +256,7 @@ impl Worker {
         // Another revision of the same rule differs in whether it is paused. What was written
         // meanwhile is read again.
         rule.def = def.clone();
-        rule.ready = false;
+        (rule.ready, rule.reading) = (false, false);
         rule.plan = Planning::Wanted;
         self.to_plan.push_back(number);
         self.regroup = true;
@@ -292,7 +292,7 @@ impl Worker {
             };
             if again {
                 rule.plan = Planning::Wanted;
-                rule.ready = false;
+                (rule.ready, rule.reading) = (false, false);
                 self.regroup = true;
                 self.to_plan.push_back(number);
             }
