@@ -58,8 +58,11 @@ struct Inner {
     stop_deletions: CancelToken,
     transforms: Transforms,
     running: Mutex<Option<Actors>>,
-    background: Mutex<Option<(Running<Compactor>, Running<Keeper>, Running<Retention>)>>,
+    background: Mutex<Option<Background>>,
 }
+
+/// Those that work on their own account.
+type Background = (Running<Compactor>, Running<Keeper>, Running<Retention>);
 
 /// Actors live as long as these handles.
 type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>, Running<Deleter>);

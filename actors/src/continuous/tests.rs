@@ -522,16 +522,16 @@ fn after_any_crash_every_window_is_there_once_and_equals_a_batch_query() {
 fn crashes(seed: u64) {
     let mut world = World::new(seed);
     // Some worlds read back from the log, others have to look at their segments.
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         world.settings.live.catch_up_bytes = 1;
     }
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         world.settings.live.buffer_bytes = 1;
     }
     let mut dice = Dice(seed.wrapping_mul(77) + 5);
     let chained = "SELECT time_bucket('10m', time) AS time, sum(n) AS n FROM out GROUP BY 1";
     world.life(async |system| {
-        begin(&system, if seed % 5 == 0 { "EVERY '1s'" } else { "" }).await;
+        begin(&system, if seed.is_multiple_of(5) { "EVERY '1s'" } else { "" }).await;
         sql(&system, &format!("CREATE CONTINUOUS QUERY chained INTO out_10 AS {chained}")).await;
     });
     for life in 0..4 {

@@ -114,8 +114,8 @@ impl Written {
         let times = times(&rows, self.target.time);
         let mut after: BTreeMap<i64, Rows> = BTreeMap::new();
         let (mut changed, mut cleared, mut touched) = (Vec::new(), Vec::new(), Vec::new());
-        for row in 0..rows.num_rows() {
-            let (start, key, value) = (times[row], keys.row(row), values.row(row));
+        for (row, start) in times.iter().copied().enumerate() {
+            let (key, value) = (keys.row(row), values.row(row));
             let old = before.get(&start).and_then(|window| window.get(key.as_ref()));
             if old.is_none_or(|old| old.as_ref() != value.as_ref()) {
                 changed.push(u32::try_from(row).map_err(|_| too_many())?);

@@ -217,7 +217,8 @@ impl Engine {
     pub(super) async fn erase(self: &Arc<Self>, job: &Job, gone: &Gone) -> Result<u64> {
         let deadline = job.limits.deadline;
         let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
-        let plan = job.limits.race(self.bound_or_explained(&state, lending.as_ref(), job)).await?;
+        let bound = Box::pin(self.bound_or_explained(&state, lending.as_ref(), job));
+        let plan = job.limits.race(bound).await?;
         let def = Meant::of(&plan)?.def;
         let optimized = state.optimize(&plan).map_err(from_engine)?;
         // What is expired is not there any more for whoever looks.

@@ -50,13 +50,10 @@ mod tests {
         let first = turns.try_take(one).unwrap();
         assert!(turns.try_take(one).is_none());
         assert!(turns.try_take(other).is_some());
-        let waiting = tokio::spawn({
-            let turns = turns.clone();
-            async move { turns.take(one).await }
-        });
-        tokio::task::yield_now().await;
+        let mut waiting = Box::pin(turns.take(one));
+        assert!(futures::poll!(&mut waiting).is_pending());
         drop(first);
-        let second = waiting.await.unwrap();
+        let second = waiting.await;
         assert!(turns.try_take(one).is_none());
         drop(second);
         assert!(turns.try_take(one).is_some());

@@ -145,7 +145,6 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], share: f64) -> f64 {
 
 /// Seconds of processor time that a process has used.
 fn processor_seconds(pid: u32) -> Option<f64> {
-    #[expect(clippy::disallowed_methods, reason = "a figure of the operating system")]
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
     let ticks: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;

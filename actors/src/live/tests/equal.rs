@@ -130,7 +130,7 @@ impl Case {
     fn new(seed: u64) -> Case {
         let dice = SimRandom::new(seed);
         let append_only = dice.next_u64().is_multiple_of(3);
-        let name = |letter: &str| TableName::new("kymo", &format!("{letter}{seed}"));
+        let name = |letter: &str| TableName::new("kymo", format!("{letter}{seed}"));
         Case { dice, table: name("t"), other: name("d"), append_only, now: 0 }
     }
 

@@ -103,7 +103,7 @@ impl Snapshot {
         went_by: i64,
     ) -> Result<()> {
         let def = self.tables.get(&table).ok_or_else(|| no_table(table))?.def.clone();
-        if !self.retention_ns(&def.name).is_some_and(|now| now <= went_by) {
+        if self.retention_ns(&def.name).is_none_or(|now| now > went_by) {
             return Err(conflict(format!("table {} keeps its rows longer by now", def.name)));
         }
         self.replace(table, inputs, outputs)
