@@ -10,6 +10,8 @@
 //! its acknowledgement counts as 0. The server acknowledges as it is configured to, after an
 //! fsync by default. Background rows go into the same table, and so through every subscription.
 
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time, with tasks of its own")]
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -117,15 +119,10 @@ struct Numbers {
     acknowledged: Vec<AtomicU64>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 async fn measure(arguments: &Arc<Arguments>, name: &str, query: &'static str) -> Outcome<()> {
     let count = arguments.seconds * 1000 / arguments.every_ms.max(1);
     let acknowledged = (0..=count).map(|_| AtomicU64::default()).collect();
-    let numbers = Arc::new(Numbers { begun: now(), acknowledged });
+    let numbers = Arc::new(Numbers { begun: Instant::now(), acknowledged });
     // Numbers grow from query to query, so that none is mistaken for an earlier one.
     let since = std::time::UNIX_EPOCH.elapsed().map_err(text)?;
     let first = u64::try_from(since.as_micros()).map_err(text)?;
