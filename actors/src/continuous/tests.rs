@@ -405,7 +405,7 @@ fn a_query_that_cannot_go_on_pauses_with_the_reason_and_resumes_without_loss() {
         assert!(sql(&system, state).await[0].contains("kymo.public.out"));
         put(&system, "('a', 3, '2024-01-01 00:02:10')").await;
         sql(&system, "ALTER CONTINUOUS QUERY q RESUME").await;
-        until(&system, "SELECT top FROM out", &own(&["3.0"])).await;
+        until(&system, "SELECT total FROM out", &own(&["3.0"])).await;
         sql(&system, "DROP TABLE cpu").await;
         until(&system, "SELECT state FROM system.continuous_queries WHERE name = 'q'", &failed)
             .await;
