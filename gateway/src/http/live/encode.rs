@@ -121,18 +121,18 @@ mod tests {
             ("n", Arc::new(Int64Array::from(vec![Some(1), None]))),
         ];
         let batch = RecordBatch::try_from_iter(columns).unwrap();
-        let token = "7.0.3.41".parse().unwrap();
+        let token = "7.0.3.41.2".parse().unwrap();
         let rows = Event::Rows { op: Op::Insert, batch, token: Some(token), at: None };
         let frame = event(Some("x\"}"), &rows).unwrap();
         assert!(!frame.json.contains('\n'));
         assert_eq!(
             json(&frame.json),
             json!({
-                "type": "change", "id": "x\"}", "op": "insert", "seq": 41, "token": "7.0.3.41",
+                "type": "change", "id": "x\"}", "op": "insert", "seq": 41, "token": "7.0.3.41.2",
                 "rows": [{"host": "a}", "n": 1}, {"host": "\"b\n", "n": null}],
             })
         );
-        assert_eq!(frame.token.as_deref(), Some("7.0.3.41"));
+        assert_eq!(frame.token.as_deref(), Some("7.0.3.41.2"));
     }
 
     #[test]
