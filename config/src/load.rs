@@ -130,6 +130,9 @@ pub fn print(settings: &Settings) -> String {
     if shown.auth.admin_password.is_some() {
         shown.auth.admin_password = Some(REDACTED.to_owned());
     }
+    for channel in shown.alerts.channels.values_mut().filter(|it| !it.secret.is_empty()) {
+        channel.secret = REDACTED.to_owned();
+    }
     toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be printed: {error}\n"))
 }
 
@@ -462,6 +465,7 @@ fn strict(value: &Value, default: Option<&serde_json::Value>) -> Result<(), Stri
         }
         (Some(Json::Bool(_)), kind) => (matches!(kind, ValueKind::Boolean(_)), "true or false"),
         (Some(Json::Array(_)), kind) => (matches!(kind, ValueKind::Array(_)), "a list of texts"),
+        (Some(Json::Object(_)), kind) => (matches!(kind, ValueKind::Table(_)), "a table"),
         (_, kind) => (matches!(kind, ValueKind::String(_)), "a text"),
     };
     if fits { Ok(()) } else { Err(format!("{said} stands where {wanted} belongs")) }

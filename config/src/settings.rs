@@ -2,6 +2,7 @@
 //!
 //! `default.toml` beside this crate explains every key to operators; a test keeps the two equal.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -393,6 +394,39 @@ section! {
         max_backtest_evaluations: u64 = 1_000_000,
         /// Transitions that one backtest may return.
         max_backtest_transitions: usize = 100_000,
+        /// Where alerts go, by name; `log` is there without being named.
+        channels: BTreeMap<String, AlertChannel> = BTreeMap::new(),
+        /// What addresses of channels that SQL creates have to begin with; none may be created
+        /// that have one where nothing is named.
+        channel_urls: Vec<String> = Vec::new(),
+        /// Channels that there may be, those of the settings included.
+        max_channels: usize = 64,
+        /// Time for one request to a channel, connecting included.
+        send_timeout_ms: u64 = 10_000,
+        /// The pause after the first failed attempt; it doubles with each further one.
+        retry_first_ms: u64 = 1_000,
+        /// The longest pause between two attempts.
+        retry_longest_ms: u64 = 60_000,
+        /// Age of a transition at which it is not tried again.
+        retry_for_ms: u64 = 3_600_000,
+        /// Interval in which Alertmanager is told again what fires.
+        resend_ms: u64 = 60_000,
+        /// Alerts in one request to Alertmanager.
+        max_request_alerts: usize = 64,
+        /// The address of this server as people reach it; empty for the one it listens on.
+        external_url: String = String::new(),
+    }
+}
+
+section! {
+    /// Where alerts go.
+    AlertChannel {
+        /// `webhook`, `alertmanager` or `log`.
+        r#type: String = String::new(),
+        /// Where requests go: a webhook's address, or Alertmanager's without `/api/v2/alerts`.
+        url: String = String::new(),
+        /// What webhooks are signed with; not signed where empty.
+        secret: String = String::new(),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, ToSocketAddrs};
 
 use crate::load::{Problem, REDACTED};
-use crate::settings::{Plugins, Settings};
+use crate::settings::{AlertChannel, Alerts, Plugins, Settings};
 
 /// Every rule that `settings` break. `place` tells where the value of a key came from.
 #[must_use]
@@ -15,6 +15,7 @@ pub fn check(settings: &Settings, place: &dyn Fn(&str) -> String) -> Vec<Problem
     rules.sizes(settings);
     rules.order(settings);
     rules.plugins(&settings.plugins);
+    rules.channels(&settings.alerts);
     rules.today(settings);
     rules.together(settings);
     rules.found
@@ -48,6 +49,51 @@ impl Rules<'_> {
 
     fn positive(&mut self, key: &str, value: u64) {
         self.need(value > 0, key, "must be larger than 0", "leave it out for the default");
+    }
+
+    fn channels(&mut self, alerts: &Alerts) {
+        let key = "alerts.channels";
+        for (name, channel) in &alerts.channels {
+            let AlertChannel { r#type: kind, url, secret } = channel;
+            let has_url = url.starts_with("http://") || url.starts_with("https://");
+            let known = ["webhook", "alertmanager", "log"].contains(&kind.as_str());
+            self.need(
+                known,
+                key,
+                format!("{name} has the type {kind:?}"),
+                "use webhook, alertmanager or log",
+            );
+            self.need(
+                !known || has_url == (kind != "log"),
+                key,
+                format!("{name} of type {kind} has the url {url:?}"),
+                "webhook and alertmanager need http://… or https://…, log needs none",
+            );
+            self.need(
+                secret.is_empty() || kind == "webhook",
+                key,
+                format!("{name} has a secret that nothing uses"),
+                "webhooks alone are signed; leave it out",
+            );
+            self.need(
+                secret != REDACTED,
+                key,
+                format!("the secret of {name} is the mark of one that was left out"),
+                "write the secret itself",
+            );
+        }
+        self.need(
+            alerts.channels.len() <= alerts.max_channels,
+            key,
+            format!("there are {} channels", alerts.channels.len()),
+            "name fewer, or raise alerts.max_channels",
+        );
+        self.need(
+            alerts.retry_first_ms <= alerts.retry_longest_ms,
+            "alerts.retry_longest_ms",
+            format!("{} is less than alerts.retry_first_ms", alerts.retry_longest_ms),
+            "make it at least as long",
+        );
     }
 
     fn words(&mut self, s: &Settings) {
@@ -159,6 +205,11 @@ impl Rules<'_> {
             ("alerts.max_notifications", s.alerts.max_notifications as u64),
             ("alerts.max_backtest_evaluations", s.alerts.max_backtest_evaluations),
             ("alerts.max_backtest_transitions", s.alerts.max_backtest_transitions as u64),
+            ("alerts.max_channels", s.alerts.max_channels as u64),
+            ("alerts.send_timeout_ms", s.alerts.send_timeout_ms),
+            ("alerts.retry_first_ms", s.alerts.retry_first_ms),
+            ("alerts.resend_ms", s.alerts.resend_ms),
+            ("alerts.max_request_alerts", s.alerts.max_request_alerts as u64),
             ("pg.max_message_bytes", s.pg.max_message_bytes),
             ("pg.max_statements", s.pg.max_statements as u64),
             ("pg.max_statement_bytes", s.pg.max_statement_bytes),
@@ -402,6 +453,8 @@ mod tests {
             ("segment.zstd_level", |s| s.segment.zstd_level = 40),
             ("alerts.evaluation_ms", |s| s.alerts.evaluation_ms = 99),
             ("alerts.max_rules", |s| s.alerts.max_rules = 0),
+            ("alerts.channels", |s| drop(s.alerts.channels.insert("a".into(), <_>::default()))),
+            ("alerts.retry_longest_ms", |s| s.alerts.retry_longest_ms = 999),
             ("compaction.min_segments", |s| s.compaction.min_segments = 1),
             ("memtable.soft_bytes", |s| s.memtable.soft_bytes = s.memtable.hard_bytes),
             ("ingest.max_line_bytes", |s| s.ingest.max_line_bytes = s.ingest.max_body_bytes + 1),

@@ -181,3 +181,32 @@ fn printed_settings_load_again_and_hide_the_password() {
     assert!(!printed.contains("sesame"));
     assert!(printed.contains(REDACTED));
 }
+
+#[test]
+fn channels_of_alerts_are_tables_by_name_whose_secret_is_not_printed() {
+    let text = "[alerts.channels.ops]\ntype = \"webhook\"\nurl = \"http://localhost:1/a\"\n\
+                secret = \"sesame\"\n[alerts.channels.am]\ntype = \"alertmanager\"\n\
+                url = \"http://localhost:2\"\n";
+    let file = Scratch::new("channels", text);
+    let sources = Sources { file: Some(file.0.clone()), ..Sources::default() };
+    let settings = load(&sources).unwrap();
+    let channels = &settings.alerts.channels;
+    assert_eq!(channels.keys().collect::<Vec<_>>(), ["am", "ops"]);
+    assert_eq!(channels["ops"].secret, "sesame");
+    let printed = print(&settings);
+    assert!(!printed.contains("sesame") && printed.contains(REDACTED), "{printed}");
+
+    for (wrong, says) in [
+        ("channels = 1", "a table"),
+        ("[alerts.channels.ops]\ntype = \"pigeon\"", "pigeon"),
+        ("[alerts.channels.ops]\ntype = \"webhook\"", "the url \"\""),
+        ("[alerts.channels.ops]\ntype = \"log\"\nsecret = \"x\"", "nothing uses"),
+        ("[alerts.channels.ops]\ntype = \"log\"\ncolour = \"x\"", "colour"),
+    ] {
+        let text =
+            if wrong.starts_with('[') { wrong.to_owned() } else { format!("[alerts]\n{wrong}") };
+        let file = Scratch::new("channel", &text);
+        let problems = refused(&Sources { file: Some(file.0.clone()), ..Sources::default() });
+        assert!(problems.to_string().contains(says), "{wrong}: {problems}");
+    }
+}
