@@ -22,11 +22,11 @@ mod facts;
 mod groups;
 pub(crate) mod history;
 mod labels;
-mod machine;
+pub(crate) mod machine;
 mod outbox;
-mod sets;
+pub(crate) mod sets;
 mod stored;
-pub(crate) mod template;
+pub mod template;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -37,7 +37,7 @@ use kymo_config::Settings;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{AlertCommand, AlertDdl, AlertDone, Ddl, Outlet, WriteOwn};
-use kymo_kernel::pools::{Pool, Pools, Task};
+use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
 use kymo_kernel::storage::Store;
 use kymo_kernel::{Code, Error, Result};
@@ -45,15 +45,13 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::feed::Hub;
+use crate::notify::Notifier;
 use crate::query::PlanRule;
 pub(crate) use board::Board;
 use worker::{Order, Worker};
 
 /// Orders that wait for the worker.
 const ORDERS: usize = 1024;
-/// The channel that is always there.
-const LOG: &str = "log";
-
 /// What the evaluation of rules works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Context(Arc<Parts>);
@@ -70,6 +68,8 @@ struct Parts {
     board: Arc<Board>,
     /// Comes later: who plans rules is started after who is asked to change them.
     planner: OnceLock<Port<PlanRule>>,
+    /// Comes later, too: it carries what goes out here.
+    carriers: OnceLock<Notifier>,
 }
 
 impl Context {
@@ -95,6 +95,7 @@ impl Context {
             outlet: Arc::new(Outlet::new(settings.alerts.max_notifications)),
             board: Arc::default(),
             planner: OnceLock::new(),
+            carriers: OnceLock::new(),
         }))
     }
 
@@ -115,24 +116,9 @@ impl Context {
         let _ = self.0.planner.set(planner);
     }
 
-    /// Writes what the channel `log` is sent into the server's log, until it is dropped.
-    pub fn log(&self) -> Task<()> {
-        let mut inbox = self.0.outlet.open(LOG);
-        self.0.pools.spawn(Pool::Io, "alert log", async move {
-            loop {
-                let told = inbox.next().await;
-                let labels = labels::json(&told.labels);
-                let annotations = labels::json(&told.annotations);
-                tracing::warn!(
-                    alert = told.rule,
-                    status = told.status.as_str(),
-                    value = told.value,
-                    labels,
-                    annotations,
-                    "alert"
-                );
-            }
-        })
+    /// Says who carries notifications to channels.
+    pub(crate) fn carried_by(&self, carriers: Notifier) {
+        let _ = self.0.carriers.set(carriers);
     }
 
     async fn change(
@@ -148,7 +134,16 @@ impl Context {
                     .with_hint(format!("the channels are: {}", known.join(", "))));
             }
         }
+        let carriers = self.0.carriers.get();
+        if let (AlertDdl::CreateChannel { channel, .. }, Some(carriers)) = (&change, carriers) {
+            carriers.check(channel)?;
+        }
+        let of_channels =
+            matches!(change, AlertDdl::CreateChannel { .. } | AlertDdl::DropChannel { .. });
         let done = self.0.ddl.call(Ddl::Alert(change)).await?;
+        if let Some(carriers) = carriers.filter(|_| of_channels) {
+            carriers.follow_metadata(true);
+        }
         // The change is durable; a worker that is not there reads it when it comes back.
         if let Some(orders) = orders {
             let (reply, followed) = oneshot::channel();

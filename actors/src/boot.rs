@@ -34,7 +34,9 @@ use plugins::Plugins;
 use crate::engine::Engine;
 use crate::feed::Hub;
 use crate::live::Live;
+use crate::notify::{Notifier, Post};
 use crate::plugin_manager::{self, Download};
+use crate::query::AlertRow;
 use crate::session::Session;
 
 mod alerts;
@@ -42,6 +44,15 @@ mod answers;
 mod continuous;
 mod plugins;
 mod status;
+
+/// What reaches elsewhere for the system, where whoever starts it has something.
+#[derive(Default)]
+pub struct Clients {
+    /// For the addresses that plugins may be installed from.
+    pub download: Option<Arc<dyn Download>>,
+    /// For the receivers of alerts.
+    pub post: Option<Arc<dyn Post>>,
+}
 
 /// The running system; cheap to clone.
 #[derive(Clone)]
@@ -55,6 +66,7 @@ struct Inner {
     engine: Engine,
     plugins: Plugins,
     alerts: Alerts,
+    channels: Notifier,
     answers: Answers,
     live: Live,
     continuing: Continuing,
@@ -75,10 +87,10 @@ impl System {
     /// What keeps the store from opening: `locked` by another process, `corrupt` naming the
     /// place, I/O errors; `invalid_settings`.
     pub fn boot(settings: Arc<Settings>, env: Env, pools: Pools) -> Result<System> {
-        System::boot_with(settings, env, pools, None)
+        System::boot_with(settings, env, pools, Clients::default())
     }
 
-    /// As [`System::boot`], with a client for the addresses that plugins may be installed from.
+    /// As [`System::boot`], with clients for what lies elsewhere.
     ///
     /// # Errors
     /// As [`System::boot`].
@@ -86,7 +98,7 @@ impl System {
         settings: Arc<Settings>,
         env: Env,
         pools: Pools,
-        download: Option<Arc<dyn Download>>,
+        Clients { download, post }: Clients,
     ) -> Result<System> {
         let started = env.clock.monotonic();
         let (fatal, _) = watch::channel(None);
@@ -96,7 +108,17 @@ impl System {
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
         let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host, download);
         let alerts = Alerts::start(&settings, &env, &pools, &supervisor, &engine);
-        let below = (&engine, &plugins, &alerts);
+        let channels = Notifier::start(
+            &settings,
+            &env,
+            &pools,
+            engine.store().clone(),
+            alerts.context.outlet().clone(),
+            engine.write_own().clone(),
+            post,
+        );
+        alerts.context.carried_by(channels.clone());
+        let below = (&engine, &plugins, &alerts, &channels);
         let answers = Answers::start(&settings, &env, &pools, &supervisor, below)?;
         alerts.begin(answers.planner().clone());
         let live = Live::new(
@@ -121,6 +143,7 @@ impl System {
             engine,
             plugins,
             alerts,
+            channels,
             answers,
             live,
             continuing,
@@ -219,6 +242,18 @@ impl System {
     #[must_use]
     pub fn alerts(&self) -> &Arc<Outlet> {
         self.0.alerts.context.outlet()
+    }
+
+    /// What carries notifications of alerts to channels and to who follows them.
+    #[must_use]
+    pub fn channels(&self) -> &Notifier {
+        &self.0.channels
+    }
+
+    /// The alerts of all rules as they are now, and rules that have none.
+    #[must_use]
+    pub fn alert_rows(&self) -> Vec<AlertRow> {
+        self.0.alerts.context.board().rows(self.0.env.clock.now_ns())
     }
 
     /// Where to follow committed rows.
@@ -320,10 +355,11 @@ impl System {
             Ok(())
         });
         let (engine, plugins) = (self.0.engine.clone(), self.0.plugins.clone());
-        let alerts = self.0.alerts.clone();
+        let (alerts, channels) = (self.0.alerts.clone(), self.0.channels.clone());
         plan.on(Phase::Writes, "writes", move || async move {
             alerts.drain().await;
             alerts.stop();
+            channels.stop();
             plugins.drain().await;
             engine.drain().await;
             Ok(())

@@ -258,6 +258,7 @@ fn start_catalog(
         max_continuous: settings.continuous.max_queries,
         max_alerts: settings.alerts.max_rules,
         max_silences: settings.alerts.max_silences,
+        max_channels: settings.alerts.max_channels,
     };
     let (store, writers) = (store.clone(), writers.clone());
     let spec = Spec::new("catalog", "catalog").restart(Restart::FailStop);

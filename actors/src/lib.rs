@@ -26,6 +26,7 @@ pub mod ingest;
 pub mod keeper;
 pub mod live;
 pub mod memory;
+pub mod notify;
 pub mod plugin_manager;
 pub mod plugin_types;
 pub mod query;

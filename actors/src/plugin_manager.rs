@@ -38,6 +38,7 @@ pub(crate) mod publish;
 mod source;
 
 pub use source::Download;
+pub(crate) use source::allowed;
 
 /// The folder below the data folder where compiled code is cached: no part of the data.
 const CACHE: &str = "cache/plugins";

@@ -68,6 +68,7 @@ use tokio::sync::mpsc;
 
 use crate::continuous::{Progress, Registry};
 
+pub use system::ChannelRow;
 pub use system::{
     ActorRow, AlertRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow,
     SubscriptionRow, SupervisionRow, TransformRow,

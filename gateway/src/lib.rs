@@ -31,6 +31,8 @@ pub mod json_records;
 pub mod limits;
 pub mod line_protocol;
 #[cfg(feature = "server")]
+pub mod notify;
+#[cfg(feature = "server")]
 pub mod pgwire;
 #[cfg(feature = "server")]
 pub mod process;

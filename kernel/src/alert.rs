@@ -7,6 +7,10 @@ use std::fmt;
 use crate::error::{Code, Error, Result};
 use crate::message::Labels;
 
+mod channel;
+
+pub use channel::{ChannelDef, ChannelKind, no_channel};
+
 /// A rule: a query, a condition over its rows, and what follows where it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlertDef {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::AlertCommand;
-use kymo_kernel::pools::{Pools, Task};
+use kymo_kernel::pools::Pools;
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
 use parking_lot::Mutex;
@@ -25,11 +25,8 @@ const WAIT: Duration = Duration::from_secs(10);
 pub(super) struct Alerts {
     pub(super) context: Context,
     pub(super) commands: Port<AlertCommand>,
-    running: Arc<Mutex<Option<Parts>>>,
+    running: Arc<Mutex<Option<Running<AlertActor>>>>,
 }
-
-/// The actor, and the carrier of the channel `log`; both live as long as these handles.
-type Parts = (Running<AlertActor>, Task<()>);
 
 impl Alerts {
     /// Takes commands from now on; nothing is evaluated before [`Alerts::begin`].
@@ -49,18 +46,17 @@ impl Alerts {
             engine.ddl().clone(),
             engine.write_own().clone(),
         );
-        let log = context.log();
         let made = context.clone();
         let spec = Spec::new("alerts", "alerts").restart(Restart::BACKGROUND);
         let running = supervisor.start(spec, move || AlertActor::new(made.clone()));
         let commands = running.port(Budget { wait: WAIT, ..Budget::count(COMMANDS) });
-        Alerts { context, commands, running: Arc::new(Mutex::new(Some((running, log)))) }
+        Alerts { context, commands, running: Arc::new(Mutex::new(Some(running))) }
     }
 
     /// Begins to evaluate rules.
     pub(super) fn begin(&self, planner: Port<PlanRule>) {
         self.context.planned_by(planner);
-        if let Some((running, _)) = self.running.lock().as_ref() {
+        if let Some(running) = self.running.lock().as_ref() {
             running.poster().post(|actor, cx| actor.begin(cx));
         }
     }

@@ -25,6 +25,8 @@ use crate::continuous;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
 use crate::live::Registry;
+use crate::notify::Notifier;
+use crate::query::ChannelRow;
 use crate::query::{
     ActorRow, AlertRow, ContinuousRow, Inspect, PlanRule, PluginLogRow, PluginRow,
     PluginVersionRow, PortRow, Ports, QueryActor, QueryService, SubscriptionRow, SupervisionRow,
@@ -59,7 +61,7 @@ impl Answers {
         env: &Env,
         pools: &Pools,
         supervisor: &Supervisor,
-        (engine, plugins, alerts): (&Engine, &Plugins, &Alerts),
+        (engine, plugins, alerts, channels): (&Engine, &Plugins, &Alerts, &Notifier),
     ) -> Result<Answers> {
         let continuous = Arc::new(continuous::Registry::default());
         let changes = Ports {
@@ -78,6 +80,7 @@ impl Answers {
             subscriptions: subscriptions.clone(),
             continuous: continuous.clone(),
             alerts: alerts.context.board().clone(),
+            channels: channels.clone(),
             clock: env.clock.clone(),
         };
         let service = QueryService::new(
@@ -155,6 +158,7 @@ struct Insight {
     subscriptions: Arc<Registry>,
     continuous: Arc<continuous::Registry>,
     alerts: Arc<Board>,
+    channels: Notifier,
     clock: Arc<dyn Clock>,
 }
 
@@ -208,6 +212,10 @@ impl Inspect for Insight {
 
     fn alerts(&self) -> Vec<AlertRow> {
         self.alerts.rows(self.clock.now_ns())
+    }
+
+    fn alert_channels(&self) -> Vec<ChannelRow> {
+        self.channels.rows()
     }
 
     fn plugins(&self) -> Vec<PluginRow> {

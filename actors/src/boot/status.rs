@@ -77,6 +77,7 @@ impl System {
         gauges.segment_bytes.set(signed(bytes));
         gauges.tables.set(signed(catalog.tables.len() as u64));
         gauges.metadata_version.set(signed(catalog.version.0));
+        self.0.channels.count();
         observe::text(&self.0.supervisor.ports())
     }
 }

@@ -19,6 +19,7 @@ use kymo_kernel::{Code, Error, Result};
 use crate::ingest::check::conflict;
 
 mod alerts;
+mod channels;
 pub(crate) mod continuous;
 pub(crate) mod plugins;
 
@@ -41,6 +42,8 @@ pub struct Limits {
     pub max_alerts: usize,
     /// Silences that have not ended.
     pub max_silences: usize,
+    /// Channels of alerts.
+    pub max_channels: usize,
 }
 
 /// What a change of definitions comes to.
@@ -335,6 +338,7 @@ mod tests {
         max_continuous: 2,
         max_alerts: 1,
         max_silences: 1,
+        max_channels: 1,
     };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {

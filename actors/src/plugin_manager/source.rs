@@ -68,7 +68,7 @@ fn download(context: &Context, url: &str) -> Result<Held> {
 
 /// Whether an address begins with one that is allowed, whole folders of its path at a time, and
 /// cannot leave it again.
-fn allowed(prefixes: &[String], url: &str) -> bool {
+pub(crate) fn allowed(prefixes: &[String], url: &str) -> bool {
     let plain = |url: &str| {
         let known = url::Url::parse(url).ok()?;
         // What a parser changes (`..`, an account before an @) was not written for people.

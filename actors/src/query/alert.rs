@@ -11,6 +11,7 @@
 //! In a rule of class query `now()` is the instant of the evaluation, and rows of a later time
 //! are not seen. So an evaluation of the past, in a backtest, is the same as one of the present.
 
+mod channel;
 mod past;
 mod shape;
 mod statement;
@@ -53,6 +54,7 @@ use super::running::Limits;
 use super::stream::once;
 use crate::alert::{backtest, template};
 
+pub(super) use channel::spelled_out as channels;
 pub(crate) use past::{Instants, by_instant};
 pub(crate) use shape::{Input, Own, Pairs, Shape};
 pub(super) use statement::read;
@@ -320,6 +322,12 @@ impl Engine {
                 AlertCommand::Change(AlertDdl::Silence(silence))
             }
             AlertStatement::DropSilence(id) => AlertCommand::Change(AlertDdl::DropSilence { id }),
+            AlertStatement::CreateChannel { channel, if_not_exists } => {
+                AlertCommand::Change(AlertDdl::CreateChannel { channel, if_not_exists })
+            }
+            AlertStatement::DropChannel { name, if_exists } => {
+                AlertCommand::Change(AlertDdl::DropChannel { name, if_exists })
+            }
             AlertStatement::Ack { matcher, comment } => {
                 AlertCommand::Ack { matcher, author: session.user.clone(), comment }
             }

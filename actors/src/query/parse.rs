@@ -121,8 +121,12 @@ fn read(
     Ok(Statement { text: text.into(), verb, tree: Arc::new(parsed) })
 }
 
-/// `TABLE name` where a query begins as `SELECT * FROM name`, which it means.
+/// `TABLE name` where a query begins as `SELECT * FROM name`, which it means, and what else is
+/// short for a query.
 fn spelled_out(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
+    if let Some(query) = alert::channels(tokens) {
+        return query;
+    }
     const BEFORE: [Keyword; 6] = [
         Keyword::UNION,
         Keyword::EXCEPT,

@@ -28,9 +28,11 @@ use super::retention;
 use super::running::Running;
 use crate::alert::history;
 
+mod channels;
 mod continuous;
 mod plugins;
 
+pub use channels::ChannelRow;
 pub(super) use rejected::Rejected;
 
 mod rejected;
@@ -67,6 +69,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// What continuous queries have done.
     fn continuous(&self) -> Vec<ContinuousRow> {
+        Vec::new()
+    }
+
+    /// Channels of alerts.
+    fn alert_channels(&self) -> Vec<ChannelRow> {
         Vec::new()
     }
 
@@ -517,8 +524,14 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
 }
 
 /// Settings that tell about the machine and its accounts: for administrators only.
-const GUARDED: [&str; 5] =
-    ["auth.", "plugins.install_folder", "server.data_dir", "server.tls_", "store.url"];
+const GUARDED: [&str; 6] = [
+    "auth.",
+    "alerts.channels.",
+    "plugins.install_folder",
+    "server.data_dir",
+    "server.tls_",
+    "store.url",
+];
 
 /// Every setting of the server by its full name. Secrets are not shown.
 fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
@@ -528,7 +541,9 @@ fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
     }
     let row = |(name, value): (String, Option<String>)| {
         let value = match value {
-            Some(_) if name.contains("password") => Cell::Text("***".to_owned()),
+            Some(_) if name.contains("password") || name.ends_with(".secret") => {
+                Cell::Text("***".to_owned())
+            }
             Some(_) if !session.admin && GUARDED.iter().any(|each| name.starts_with(each)) => {
                 Cell::Text(HIDDEN.to_owned())
             }
@@ -557,7 +572,7 @@ fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Opt
 
 /// Every system table.
 fn all() -> impl Iterator<Item = &'static SystemTable> {
-    TABLES.iter().chain(plugins::TABLES).chain(continuous::TABLES)
+    TABLES.iter().chain(plugins::TABLES).chain(continuous::TABLES).chain([&channels::TABLE])
 }
 
 /// The names of the system tables.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kymo_actors::System;
+use kymo_actors::boot::Clients;
 use kymo_actors::plugin_manager::Download;
 use kymo_config::Settings;
 use kymo_kernel::env::real;
@@ -25,6 +26,7 @@ use super::print;
 use crate::Serving;
 use crate::auth::{accounts, password};
 use crate::download::Client;
+use crate::notify::Sender;
 
 /// The exit code of a process that a second signal ended, as shells report it.
 const INTERRUPTED: i32 = 130;
@@ -48,13 +50,12 @@ pub fn start(settings: Settings) -> Result<Running> {
     let telemetry = observe::init(&settings.observe, TraceSettings::from_env())?;
     let pools = Pools::start(PoolSizes::of(&settings, PoolSizes::cores()))?;
     let signals = pools.block_on(async { Signals::new() })??;
-    let download = Client::new(&settings.plugins)?;
-    let system = System::boot_with(
-        Arc::clone(&settings),
-        real::env(),
-        pools.clone(),
-        download.map(|client| Arc::new(client) as Arc<dyn Download>),
-    )?;
+    let env = real::env();
+    let clients = Clients {
+        download: Client::new(&settings.plugins)?.map(|it| Arc::new(it) as Arc<dyn Download>),
+        post: Some(Arc::new(Sender::new(&settings.alerts, Arc::clone(&env.clock))?)),
+    };
+    let system = System::boot_with(Arc::clone(&settings), env, pools.clone(), clients)?;
     let serving = pools.block_on(crate::serve(system.clone(), Arc::clone(&settings)))??;
     let running =
         Running { settings, pools, system, serving, signals: Mutex::new(signals), telemetry };
@@ -82,6 +83,11 @@ impl Running {
     /// Whether a table exists.
     pub fn has_table(&self, name: &TableName) -> bool {
         self.system.catalog().table(name).is_some()
+    }
+
+    /// The settings that hold.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Gives an account a new password and a new token, and creates it where it is missing.

@@ -13,13 +13,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
 
 use super::Message;
-use crate::alert::{AlertDef, Matcher, SilenceDef};
+use crate::alert::{AlertDef, ChannelDef, Matcher, SilenceDef};
 use crate::observe::metrics;
 
 /// Names and values of labels or annotations, by name.
@@ -55,6 +55,20 @@ pub enum AlertDdl {
     DropSilence {
         /// Its number.
         id: u64,
+    },
+    /// `CREATE ALERT CHANNEL`.
+    CreateChannel {
+        /// The channel.
+        channel: ChannelDef,
+        /// Succeed silently where one of that name exists.
+        if_not_exists: bool,
+    },
+    /// `DROP ALERT CHANNEL`.
+    DropChannel {
+        /// Its name.
+        name: String,
+        /// Succeed silently where it does not exist.
+        if_exists: bool,
     },
 }
 
@@ -147,6 +161,7 @@ pub struct Outlet {
 struct Queue {
     waiting: Mutex<VecDeque<Arc<Notification>>>,
     wake: Notify,
+    lost: AtomicU64,
     opened: AtomicBool,
 }
 
@@ -166,6 +181,18 @@ impl Outlet {
         let queue = self.queue(channel);
         queue.opened.store(true, Ordering::Relaxed);
         Inbox(queue)
+    }
+
+    /// How many wait for a channel.
+    #[must_use]
+    pub fn waiting(&self, channel: &str) -> usize {
+        let queues = self.queues.lock();
+        queues.get(channel).map_or(0, |queue| queue.waiting.lock().len())
+    }
+
+    /// Closes the queue of a channel: what waits in it is not carried any more.
+    pub fn close(&self, channel: &str) {
+        self.queues.lock().remove(channel);
     }
 
     /// The channels whose queues were opened.
@@ -189,6 +216,7 @@ impl Outlet {
             let mut waiting = queue.waiting.lock();
             if waiting.len() >= self.capacity {
                 waiting.pop_front();
+                queue.lost.fetch_add(1, Ordering::Relaxed);
                 metrics().alerts.dropped_notifications.with_label_values(&[channel]).inc();
             }
             waiting.push_back(notification.clone());
@@ -227,6 +255,23 @@ impl Inbox {
             self.0.wake.notified().await;
         }
     }
+
+    /// The next notification, where one waits.
+    pub fn try_next(&mut self) -> Option<Arc<Notification>> {
+        self.0.waiting.lock().pop_front()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.lock().len()
+    }
+
+    /// How many went for newer ones since this was asked last. They are in
+    /// `system.alert_history`.
+    pub fn take_lost(&mut self) -> u64 {
+        self.0.lost.swap(0, Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -264,10 +309,13 @@ mod tests {
         outlet.send(notification(4, false));
         assert!(outlet.channels().is_empty());
         let mut inbox = outlet.open("ops");
+        assert_eq!((inbox.waiting(), inbox.take_lost(), inbox.take_lost()), (2, 1, 0));
         assert_eq!(outlet.channels(), ["ops"]);
         assert_eq!(inbox.next().await.sequence, 2);
         assert_eq!(inbox.next().await.sequence, 4);
         outlet.send(notification(5, false));
         assert_eq!(inbox.next().await.sequence, 5);
+        outlet.close("ops");
+        assert!(outlet.channels().is_empty());
     }
 }

@@ -337,6 +337,24 @@ families! {
     }
 }
 
+families! {
+    /// Channels of alerts.
+    ChannelMetrics {
+        /// Notifications that a channel took.
+        sent: IntCounterVec = "kymo_channel_notifications_sent_total" ["channel"],
+        /// Notifications that a channel did not take, by why: `refused` or `expired`.
+        failed: IntCounterVec = "kymo_channel_notifications_failed_total" ["channel", "why"],
+        /// Attempts that failed and were followed by another one.
+        retried: IntCounterVec = "kymo_channel_retries_total" ["channel"],
+        /// Notifications that were sent before and were left out.
+        repeated: IntCounterVec = "kymo_channel_repeated_notifications_total" ["channel"],
+        /// Notifications that wait.
+        queued: IntGaugeVec = "kymo_channel_queued_notifications" ["channel"],
+        /// Time of one request.
+        request_seconds: HistogramVec = "kymo_channel_request_seconds" ["channel"] buckets SLOW,
+    }
+}
+
 /// Every family of the process.
 pub struct Metrics {
     registry: Registry,
@@ -362,6 +380,8 @@ pub struct Metrics {
     pub continuous: ContinuousMetrics,
     /// Alert rules.
     pub alerts: AlertMetrics,
+    /// Channels of alerts.
+    pub channels: ChannelMetrics,
     broken_invariants: IntCounterVec,
 }
 
@@ -384,6 +404,7 @@ impl Metrics {
             live: LiveMetrics::new(&registry),
             continuous: ContinuousMetrics::new(&registry),
             alerts: AlertMetrics::new(&registry),
+            channels: ChannelMetrics::new(&registry),
             broken_invariants: register(&registry, invariants),
             registry,
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::alert::{AlertDef, SilenceDef};
+use crate::alert::{AlertDef, ChannelDef, SilenceDef};
 use crate::continuous::{Advance, ContinuousDef, Mark, QueryName};
 use crate::error::{Code, Error, Result};
 use crate::ids::{
@@ -28,6 +28,7 @@ use crate::schema::{DEFAULT_DATABASE, TableDef, TableName};
 use crate::user::User;
 
 mod alerts;
+mod channels;
 pub mod codec;
 mod continuous;
 mod plugins;
@@ -197,6 +198,8 @@ pub struct Snapshot {
     pub alerts: Arc<BTreeMap<String, Arc<AlertDef>>>,
     /// Silences by number.
     pub silences: Arc<BTreeMap<u64, Arc<SilenceDef>>>,
+    /// Channels of alerts by name, beside those of the settings.
+    pub channels: Arc<BTreeMap<String, Arc<ChannelDef>>>,
 }
 
 impl Default for Snapshot {
@@ -221,6 +224,7 @@ impl Default for Snapshot {
             cursors: Arc::default(),
             alerts: Arc::default(),
             silences: Arc::default(),
+            channels: Arc::default(),
         }
     }
 }
@@ -411,6 +415,16 @@ pub enum Op {
         /// Its number.
         id: u64,
     },
+    /// Creates or replaces a channel of alerts.
+    PutChannel {
+        /// The definition.
+        channel: ChannelDef,
+    },
+    /// Removes a channel of alerts; it must exist.
+    DropChannel {
+        /// Its name.
+        name: String,
+    },
 }
 
 fn conflict(what: impl Into<String>) -> Error {
@@ -516,6 +530,8 @@ impl Snapshot {
             Op::DropAlert { name } => self.drop_alert(name),
             Op::PutSilence { silence } => self.put_silence(silence),
             Op::DropSilence { id } => self.drop_silence(*id),
+            Op::PutChannel { channel } => self.put_channel(channel),
+            Op::DropChannel { name } => self.drop_channel(name),
         }
     }
 

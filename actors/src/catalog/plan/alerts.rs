@@ -7,7 +7,7 @@ use kymo_kernel::schema::check_name;
 use kymo_kernel::storage::meta::{Op, Snapshot};
 use kymo_kernel::{Code, Error, Result};
 
-use super::{Limits, Plan};
+use super::{Limits, Plan, channels};
 
 /// Plans one change.
 ///
@@ -36,6 +36,10 @@ pub(super) fn plan(snapshot: &Snapshot, change: &AlertDdl, limits: Limits) -> Re
         }
         AlertDdl::Silence(silence) => silence_ops(snapshot, silence, limits.max_silences)?,
         AlertDdl::DropSilence { id } => vec![Op::DropSilence { id: *id }],
+        AlertDdl::CreateChannel { channel, if_not_exists } => {
+            channels::create(snapshot, channel, *if_not_exists, limits.max_channels)?
+        }
+        AlertDdl::DropChannel { name, if_exists } => channels::drop(snapshot, name, *if_exists)?,
     };
     Ok(Plan { ops, ..Plan::default() })
 }
@@ -106,6 +110,7 @@ mod tests {
         max_continuous: 0,
         max_alerts: 2,
         max_silences: 1,
+        max_channels: 1,
     };
 
     fn alert(name: &str) -> AlertDdl {

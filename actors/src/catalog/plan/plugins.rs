@@ -501,6 +501,7 @@ mod tests {
         max_continuous: 0,
         max_alerts: 1,
         max_silences: 1,
+        max_channels: 1,
     };
 
     fn description(functions: &[(&str, &str)]) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
-use kymo_kernel::alert::{AlertDef, Matcher, Missing, NoData};
+use kymo_kernel::alert::{AlertDef, ChannelDef, Matcher, Missing, NoData};
 use kymo_kernel::message::Statement;
 use kymo_kernel::{Code, Error};
 
@@ -14,6 +14,7 @@ use super::super::duration::Span;
 use super::super::parse::{Failure, one, relative};
 use super::super::rewrite::Rewriter;
 use super::super::utility::word_is;
+use super::channel;
 
 /// A statement about alerts that changes something.
 #[derive(Debug, Clone)]
@@ -50,6 +51,20 @@ pub(crate) enum AlertStatement {
     },
     /// `DROP SILENCE`.
     DropSilence(u64),
+    /// `CREATE ALERT CHANNEL`.
+    CreateChannel {
+        /// The channel.
+        channel: ChannelDef,
+        /// `IF NOT EXISTS`.
+        if_not_exists: bool,
+    },
+    /// `DROP ALERT CHANNEL`.
+    DropChannel {
+        /// Its name.
+        name: String,
+        /// `IF EXISTS`.
+        if_exists: bool,
+    },
     /// `ACK`.
     Ack {
         /// Which alerts.
@@ -96,7 +111,9 @@ pub(in super::super) fn read(
     rewriter: &Rewriter,
 ) -> Read {
     let mut words = Words::new(text, offset, tokens, rewriter);
-    let (verb, statement) = if words.take_all(&["CREATE", "ALERT"]) {
+    let (verb, statement) = if let Some(read) = channel::read(&mut words)? {
+        read
+    } else if words.take_all(&["CREATE", "ALERT"]) {
         ("CREATE ALERT", create(&mut words)?)
     } else if words.take_all(&["DROP", "ALERT"]) {
         let if_exists = words.take_all(&["IF", "EXISTS"]);
@@ -244,7 +261,7 @@ fn backtest(words: &mut Words) -> Result<Backtest, Failure> {
     Ok(Backtest { rule, over_ns: words.span("OVER")? })
 }
 
-fn misread(what: &str) -> Failure {
+pub(super) fn misread(what: &str) -> Failure {
     Error::new(Code::Syntax, what)
         .with_hint(
             "CREATE ALERT name [EVERY '10s'] ON (SELECT …) [WHEN condition] [FOR '1m'] \
@@ -259,7 +276,7 @@ fn misread(what: &str) -> Failure {
 const AFTER_CONDITION: [&str; 7] = ["FOR", "KEEP", "NO", "LABELS", "ANNOTATIONS", "NOTIFY", "OVER"];
 
 /// The tokens of a statement without the space between them.
-struct Words<'a> {
+pub(super) struct Words<'a> {
     text: &'a str,
     offset: u32,
     tokens: &'a [TokenWithSpan],
@@ -285,8 +302,23 @@ impl<'a> Words<'a> {
         self.places.get(self.at + ahead).map(|place| &self.tokens[*place].token)
     }
 
-    fn is(&self, word: &str) -> bool {
+    pub(super) fn is(&self, word: &str) -> bool {
         self.token(0).is_some_and(|token| word_is(token, word))
+    }
+
+    /// Whether there are no more words.
+    pub(super) fn done(&self) -> bool {
+        self.token(0).is_none()
+    }
+
+    /// Where the present word is.
+    pub(super) fn place(&self) -> usize {
+        self.at
+    }
+
+    /// Goes back to a word.
+    pub(super) fn back_to(&mut self, place: usize) {
+        self.at = place;
     }
 
     /// Whether nothing follows the present word.
@@ -298,14 +330,14 @@ impl<'a> Words<'a> {
         self.at += 1;
     }
 
-    fn take(&mut self, word: &str) -> bool {
+    pub(super) fn take(&mut self, word: &str) -> bool {
         let found = self.is(word);
         self.at += usize::from(found);
         found
     }
 
     /// Takes all of these words or none.
-    fn take_all(&mut self, words: &[&str]) -> bool {
+    pub(super) fn take_all(&mut self, words: &[&str]) -> bool {
         let each = |(ahead, word): (usize, &&str)| {
             self.token(ahead).is_some_and(|token| word_is(token, word))
         };
@@ -332,7 +364,7 @@ impl<'a> Words<'a> {
     }
 
     /// A name as PostgreSQL reads it: lower case unless quoted.
-    fn name(&mut self) -> Result<String, Failure> {
+    pub(super) fn name(&mut self) -> Result<String, Failure> {
         let Some(Token::Word(word)) = self.token(0) else {
             return Err(misread(&format!("a name is expected, not {}", self.shown())));
         };
@@ -385,7 +417,7 @@ impl<'a> Words<'a> {
     }
 
     /// `(name = 'text', …)`.
-    fn pairs(&mut self) -> Result<BTreeMap<String, String>, Failure> {
+    pub(super) fn pairs(&mut self) -> Result<BTreeMap<String, String>, Failure> {
         let mut pairs = BTreeMap::new();
         if !self.symbol(&Token::LParen) {
             return Err(misread("labels and annotations are given as (name = 'text', …)"));

@@ -42,7 +42,7 @@ mod continuous;
 mod keeping;
 mod plugins;
 
-use alerts::{AlertRecord, AlertsRecord, SilenceRecord};
+use alerts::{AlertRecord, AlertsRecord, ChannelRecord, SilenceRecord};
 use continuous::{AdvanceRecord, ContinuousRecord, ContinuousRecords, MarkRecord};
 use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
@@ -294,6 +294,8 @@ enum OpRecord {
     DropAlert(String),
     PutSilence(SilenceRecord),
     DropSilence(u64),
+    PutChannel(ChannelRecord),
+    DropChannel(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -650,6 +652,8 @@ impl From<&Op> for OpRecord {
             Op::DropAlert { name } => OpRecord::DropAlert(name.clone()),
             Op::PutSilence { silence } => OpRecord::PutSilence(silence.into()),
             Op::DropSilence { id } => OpRecord::DropSilence(*id),
+            Op::PutChannel { channel } => OpRecord::PutChannel(channel.into()),
+            Op::DropChannel { name } => OpRecord::DropChannel(name.clone()),
         }
     }
 }
@@ -717,6 +721,8 @@ impl From<OpRecord> for Op {
             OpRecord::DropAlert(name) => Op::DropAlert { name },
             OpRecord::PutSilence(silence) => Op::PutSilence { silence: silence.into() },
             OpRecord::DropSilence(id) => Op::DropSilence { id },
+            OpRecord::PutChannel(channel) => Op::PutChannel { channel: channel.into() },
+            OpRecord::DropChannel(name) => Op::DropChannel { name },
         }
     }
 }
@@ -773,6 +779,7 @@ impl SnapshotRecord {
             cursors: Arc::default(),
             alerts: Arc::default(),
             silences: Arc::default(),
+            channels: Arc::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::alert::{Matcher, Missing, NoData};
+use crate::alert::{ChannelKind, Matcher, Missing, NoData};
 use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::digest::Digest;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
@@ -192,6 +192,12 @@ fn silence() -> impl Strategy<Value = SilenceDef> {
     )
 }
 
+fn channel() -> impl Strategy<Value = ChannelDef> {
+    let kinds = [ChannelKind::Webhook, ChannelKind::Alertmanager, ChannelKind::Log];
+    ("[ab]", proptest::sample::select(kinds.to_vec()), "[xy]{0,3}", "[xy]{0,3}")
+        .prop_map(|(name, kind, url, secret)| ChannelDef { name, kind, url, secret })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => plugin().prop_map(|plugin| Op::PutPlugin { plugin }),
@@ -235,6 +241,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => "[ab]".prop_map(|name| Op::DropAlert { name }),
         2 => silence().prop_map(|silence| Op::PutSilence { silence }),
         1 => (0..3u64).prop_map(|id| Op::DropSilence { id }),
+        2 => channel().prop_map(|channel| Op::PutChannel { channel }),
+        1 => "[ab]".prop_map(|name| Op::DropChannel { name }),
     ]
 }
 

@@ -1,10 +1,10 @@
-//! The frozen form of alert rules and silences; format 3 brought them.
+//! The frozen form of alert rules, silences and channels; format 3 brought them.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::alert::{AlertDef, Matcher, Missing, NoData, SilenceDef};
+use crate::alert::{AlertDef, ChannelDef, ChannelKind, Matcher, Missing, NoData, SilenceDef};
 use crate::storage::meta::Snapshot;
 
 #[derive(Serialize, Deserialize)]
@@ -37,11 +37,43 @@ pub(super) struct SilenceRecord {
     comment: String,
 }
 
+#[derive(Serialize, Deserialize)]
+pub(super) struct ChannelRecord {
+    name: String,
+    kind: u8,
+    url: String,
+    secret: String,
+}
+
 /// What follows the second format's records in a checkpoint of the third format.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct AlertsRecord {
     alerts: Vec<AlertRecord>,
     silences: Vec<SilenceRecord>,
+    channels: Vec<ChannelRecord>,
+}
+
+impl From<&ChannelDef> for ChannelRecord {
+    fn from(from: &ChannelDef) -> Self {
+        let kind = match from.kind {
+            ChannelKind::Webhook => 0,
+            ChannelKind::Alertmanager => 1,
+            ChannelKind::Log => 2,
+        };
+        let (name, url, secret) = (from.name.clone(), from.url.clone(), from.secret.clone());
+        ChannelRecord { name, kind, url, secret }
+    }
+}
+
+impl From<ChannelRecord> for ChannelDef {
+    fn from(from: ChannelRecord) -> Self {
+        let kind = match from.kind {
+            1 => ChannelKind::Alertmanager,
+            2 => ChannelKind::Log,
+            _ => ChannelKind::Webhook,
+        };
+        ChannelDef { name: from.name, kind, url: from.url, secret: from.secret }
+    }
 }
 
 impl From<&AlertDef> for AlertRecord {
@@ -134,6 +166,7 @@ impl From<&Snapshot> for AlertsRecord {
         AlertsRecord {
             alerts: from.alerts.values().map(|each| each.as_ref().into()).collect(),
             silences: from.silences.values().map(|each| each.as_ref().into()).collect(),
+            channels: from.channels.values().map(|each| each.as_ref().into()).collect(),
         }
     }
 }
@@ -144,6 +177,11 @@ impl AlertsRecord {
         let silences = self.silences.into_iter().map(SilenceDef::from);
         snapshot.alerts =
             alerts.map(|each| (each.name.clone(), each.into())).collect::<BTreeMap<_, _>>().into();
+        let channels = self.channels.into_iter().map(ChannelDef::from);
+        snapshot.channels = channels
+            .map(|each| (each.name.clone(), each.into()))
+            .collect::<BTreeMap<_, _>>()
+            .into();
         snapshot.silences =
             silences.map(|each| (each.id, each.into())).collect::<BTreeMap<_, _>>().into();
     }
