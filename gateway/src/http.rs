@@ -6,6 +6,7 @@
 //! and 3, each with its own words ([`respond::Api`]).
 
 pub mod admin;
+pub mod alerts;
 pub mod body;
 pub mod format;
 pub mod guard;
@@ -26,9 +27,12 @@ use axum::Router;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use kymo_actors::live::{Ask, Subscription};
+use kymo_actors::notify::Feed;
+use kymo_actors::query::AlertRow;
 use kymo_actors::session::Session;
 use kymo_config::Settings;
 use kymo_kernel::Result;
+use kymo_kernel::alert::Matcher;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Clock;
 use kymo_kernel::message::{
@@ -74,6 +78,15 @@ pub trait Backend: Send + Sync + 'static {
     fn open_session(&self, context: SessionContext) -> Result<Session>;
     /// Follows a query.
     fn subscribe(&self, ask: Ask) -> BoxFuture<'static, Result<Subscription>>;
+    /// Alerts as they are now, and rules that have none.
+    fn alerts(&self) -> Vec<AlertRow> {
+        Vec::new()
+    }
+    /// Follows the alerts that are wanted, from after the transition of a number where there is
+    /// one; `None` where no alerts are evaluated.
+    fn alert_feed(&self, _wanted: Matcher, _resume: Option<u64>) -> Option<Feed> {
+        None
+    }
     /// What goes on inside, for `/stats`.
     fn status(&self) -> Value;
     /// Metrics in Prometheus' text format.
@@ -165,6 +178,9 @@ pub fn router(app: App) -> Router {
         .route("/query", get(influxql::get).post(influxql::post))
         .route("/ws", get(live::socket::open))
         .route("/api/v1/subscribe", get(live::stream::get))
+        .route("/api/v1/alerts", get(alerts::alerts))
+        .route("/api/v1/alerts/stream", get(alerts::watch))
+        .route("/api/v1/rules", get(alerts::rules))
         .route("/api/v1/plugins", get(plugins::list))
         .route(
             "/api/v1/plugins/{name}",

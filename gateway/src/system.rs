@@ -10,7 +10,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kymo_actors::System;
 use kymo_actors::live::{Ask, Subscription};
+use kymo_actors::notify::Feed;
+use kymo_actors::query::AlertRow;
 use kymo_actors::session::{Session, Status};
+use kymo_kernel::alert::Matcher;
 use kymo_kernel::env::Clock;
 use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Outcome, Parse, PluginCommand, PluginDone, Prepared, Query, Runnable,
@@ -50,6 +53,14 @@ impl http::Backend for System {
     fn plugins(&self, command: PluginCommand) -> BoxFuture<'static, Result<PluginDone>> {
         let port = System::plugins(self).clone();
         async move { port.call(command).await }.boxed()
+    }
+
+    fn alerts(&self) -> Vec<AlertRow> {
+        self.alert_rows()
+    }
+
+    fn alert_feed(&self, wanted: Matcher, resume: Option<u64>) -> Option<Feed> {
+        Some(self.channels().follow(wanted, resume))
     }
 
     fn begin_component(&self) -> Result<Staged> {

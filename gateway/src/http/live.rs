@@ -4,6 +4,7 @@
 //! connection takes from its subscriptions only what it can send, so a client that stops
 //! reading makes its own subscriptions lag behind and costs nobody else anything.
 
+pub mod alerts;
 pub mod conversation;
 pub mod encode;
 pub mod origin;

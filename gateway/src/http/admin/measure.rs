@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// The pattern of a path.
 #[must_use]
 pub fn route_label(path: &str) -> &'static str {
-    const KNOWN: [&str; 15] = [
+    const KNOWN: [&str; 18] = [
         "/",
         "/health",
         "/ping",
@@ -23,6 +23,9 @@ pub fn route_label(path: &str) -> &'static str {
         "/sql",
         "/query",
         "/ws",
+        "/api/v1/alerts",
+        "/api/v1/alerts/stream",
+        "/api/v1/rules",
         "/api/v1/plugins",
         "/api/v1/subscribe",
     ];

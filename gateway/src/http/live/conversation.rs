@@ -15,12 +15,14 @@ use futures::future::{AbortHandle, BoxFuture, FutureExt};
 use futures::stream::{BoxStream, SelectAll, SplitSink, SplitStream, abortable};
 use futures::{SinkExt, StreamExt};
 use kymo_actors::live::{Event, Subscription};
+use kymo_actors::notify::{Feed, FeedEvent};
 use kymo_actors::session::Session;
 use kymo_kernel::message::{Outcome, Runnable, Statement};
 use kymo_kernel::{Code, Error, Result};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Permit};
 
+use super::alerts::{self, AlertWish};
 use super::request::{Request, read};
 use super::socket::close;
 use super::{Wish, ask, encode};
@@ -35,9 +37,23 @@ const QUEUE: usize = 4;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 type Outbox = mpsc::Sender<Message>;
-/// An event with the client's name for its subscription; `None` is the end.
-type Events = SelectAll<BoxStream<'static, (Arc<str>, Event)>>;
-type Work = BoxFuture<'static, Option<(Arc<str>, Subscription)>>;
+/// What is sent, with the client's name for its subscription, and whether it is the last.
+type Events = SelectAll<BoxStream<'static, (Arc<str>, Sent)>>;
+type Work = BoxFuture<'static, Option<(Arc<str>, Begun)>>;
+
+/// A subscription that has begun.
+enum Begun {
+    Query(Subscription),
+    Alerts(Feed, bool),
+}
+
+/// An event of one.
+enum Sent {
+    Query(Event),
+    Alerts(Result<FeedEvent>),
+    /// Alerts are followed from here, or go on from before.
+    AlertsBegin(bool),
+}
 
 /// A connection whose client is known.
 pub struct Conversation {
@@ -130,8 +146,8 @@ impl Conversation {
                 }
                 begun = run(&mut self.work) => {
                     self.work = None;
-                    if let Some((id, subscription)) = begun {
-                        self.follow(id, subscription);
+                    if let Some((id, begun)) = begun {
+                        self.follow(id, begun);
                     }
                     self.start_next(outbox);
                 }
@@ -202,23 +218,37 @@ impl Conversation {
         self.work = Some(worker.run(request).boxed());
     }
 
-    fn follow(&mut self, id: Arc<str>, subscription: Subscription) {
+    fn follow(&mut self, id: Arc<str>, begun: Begun) {
         let name = id.clone();
-        let (stream, handle) = abortable(subscription);
+        let events = match begun {
+            Begun::Query(subscription) => subscription.map(Sent::Query).boxed(),
+            Begun::Alerts(feed, resumed) => {
+                let first = futures::stream::iter([Sent::AlertsBegin(resumed)]);
+                first.chain(feed.events().map(Sent::Alerts)).boxed()
+            }
+        };
+        let (stream, handle) = abortable(events);
         self.events.push(stream.map(move |event| (name.clone(), event)).boxed());
         self.subscriptions.insert(id, handle);
     }
 
-    fn pass_on(&mut self, (permit, id, event): (Permit<'_, Message>, Arc<str>, Event)) {
+    fn pass_on(&mut self, (permit, id, event): (Permit<'_, Message>, Arc<str>, Sent)) {
         // It was ended while this event was on its way.
         if !self.subscriptions.contains_key(&id) {
             return;
         }
-        let frame = encode::event(Some(&id), &event);
-        let ended = frame.is_err() || matches!(event, Event::Ended(_));
-        let json = match frame {
-            Ok(frame) => frame.json,
-            Err(error) => encode::fault(Some(&id), &error),
+        let (json, ended) = match event {
+            Sent::Query(event) => {
+                let frame = encode::event(Some(&id), &event);
+                let ended = frame.is_err() || matches!(event, Event::Ended(_));
+                let fault = |error| encode::fault(Some(&id), &error);
+                (frame.map_or_else(fault, |frame| frame.json), ended)
+            }
+            Sent::Alerts(next) => {
+                let (frame, ended) = alerts::event(Some(&id), next);
+                (frame.json, ended)
+            }
+            Sent::AlertsBegin(resumed) => (alerts::begun(Some(&id), resumed).json, false),
         };
         permit.send(Message::Text(json.into()));
         if ended && let Some(handle) = self.subscriptions.remove(&id) {
@@ -231,7 +261,7 @@ impl Conversation {
 async fn event<'a>(
     outbox: &'a Outbox,
     events: &mut Events,
-) -> (Permit<'a, Message>, Arc<str>, Event) {
+) -> (Permit<'a, Message>, Arc<str>, Sent) {
     if !events.is_empty()
         && let Ok(permit) = outbox.reserve().await
         && let Some((id, event)) = events.next().await
@@ -241,7 +271,7 @@ async fn event<'a>(
     std::future::pending().await
 }
 
-async fn run(work: &mut Option<Work>) -> Option<(Arc<str>, Subscription)> {
+async fn run(work: &mut Option<Work>) -> Option<(Arc<str>, Begun)> {
     match work {
         Some(work) => work.await,
         None => std::future::pending().await,
@@ -307,7 +337,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self, request: Request) -> Option<(Arc<str>, Subscription)> {
+    async fn run(self, request: Request) -> Option<(Arc<str>, Begun)> {
         let (id, outcome) = match request {
             Request::Sql(id, sql, params) => {
                 let outcome = self.sql(&id, sql, params).await;
@@ -321,10 +351,14 @@ impl Worker {
                 let outcome = self.subscribe(&id, wish).await;
                 (Some(id), outcome.map(Some))
             }
+            Request::Alerts(id, wish) => {
+                let outcome = self.watch(&id, wish);
+                (Some(id), outcome.map(Some))
+            }
             Request::Auth(..) | Request::Unsubscribe(_) | Request::Ping(_) => return None,
         };
         match outcome {
-            Ok(begun) => begun.zip(id).map(|(subscription, id)| (id.into(), subscription)),
+            Ok(begun) => begun.zip(id).map(|(begun, id)| (id.into(), begun)),
             Err(error) => {
                 say(&self.outbox, encode::fault(id.as_deref(), &error)).await;
                 None
@@ -332,7 +366,20 @@ impl Worker {
         }
     }
 
-    async fn subscribe(&self, id: &str, wish: Wish) -> Result<Subscription> {
+    fn watch(&self, id: &str, wish: AlertWish) -> Result<Begun> {
+        self.place(id)?;
+        let resumed = wish.resume.is_some();
+        Ok(Begun::Alerts(alerts::follow(&self.app, wish)?, resumed))
+    }
+
+    async fn subscribe(&self, id: &str, wish: Wish) -> Result<Begun> {
+        self.place(id)?;
+        let ask = ask(&self.app, self.session.context(), wish).await?;
+        self.app.backend.subscribe(ask).await.map(Begun::Query)
+    }
+
+    /// Refuses a subscription too many, and a second one of a name.
+    fn place(&self, id: &str) -> Result<()> {
         let most = self.app.settings.live.max_connection_subscriptions;
         if self.subscribed.len() >= most {
             return Err(Error::new(
@@ -348,17 +395,11 @@ impl Worker {
             )
             .with_hint("unsubscribe it first, or choose another id"));
         }
-        let ask = ask(&self.app, self.session.context(), wish).await?;
-        self.app.backend.subscribe(ask).await
+        Ok(())
     }
 
     /// Runs statements; their rows go out as they come.
-    async fn sql(
-        &self,
-        id: &str,
-        sql: String,
-        params: Option<Value>,
-    ) -> Result<Option<Subscription>> {
+    async fn sql(&self, id: &str, sql: String, params: Option<Value>) -> Result<Option<Begun>> {
         let (text, values) = bind(sql.clone(), params.clone())?;
         let statements = self.session.parse(text).await?;
         if let [only] = statements.as_slice()

@@ -1,10 +1,13 @@
 //! Messages of WebSocket clients.
 
+use kymo_kernel::alert::Matcher;
+use kymo_kernel::message::Labels;
 use kymo_kernel::{Code, Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Wish;
+use super::alerts::{self, AlertWish};
 use crate::auth::Credentials;
 
 /// The longest name that a client may give to a request.
@@ -21,6 +24,8 @@ pub enum Request {
     Text(String),
     /// To follow a query.
     Subscribe(String, Wish),
+    /// To be told of alerts.
+    Alerts(String, AlertWish),
     /// To follow it no longer.
     Unsubscribe(String),
     /// A sign of life.
@@ -48,6 +53,13 @@ enum Written {
         params: Option<Value>,
         snapshot: Option<bool>,
         resume: Option<String>,
+    },
+    Alerts {
+        id: Id,
+        rule: Option<String>,
+        #[serde(default)]
+        labels: Labels,
+        resume: Option<Id>,
     },
     Unsubscribe {
         id: Id,
@@ -128,6 +140,10 @@ fn understood(written: Written) -> Result<Request> {
         Written::Subscribe { id, sql, params, snapshot, resume } => {
             Request::Subscribe(id.text(), Wish { sql, parameters: params, snapshot, resume })
         }
+        Written::Alerts { id, rule, labels, resume } => {
+            let resume = resume.map(|place| alerts::resume(&place.text())).transpose()?;
+            Request::Alerts(id.text(), AlertWish { wanted: Matcher { rule, labels }, resume })
+        }
         Written::Unsubscribe { id } => Request::Unsubscribe(id.text()),
         Written::Ping { id } => Request::Ping(id.map(Id::text)),
     })
@@ -149,6 +165,12 @@ mod tests {
             (id.as_str(), wish.snapshot, wish.resume.as_deref()),
             ("a", Some(false), Some("t"))
         );
+        let alerts = r#"{"type":"alerts","id":1,"rule":"hot","labels":{"host":"a"},"resume":41}"#;
+        let Ok(Request::Alerts(_, wish)) = read(alerts) else { panic!("{alerts}") };
+        assert_eq!((wish.wanted.rule.as_deref(), wish.resume), (Some("hot"), Some(41)));
+        assert_eq!(wish.wanted.labels["host"], "a");
+        let Ok(Request::Alerts(_, wish)) = read(r#"{"type":"alerts","id":1}"#) else { panic!() };
+        assert_eq!((wish.wanted, wish.resume), (Matcher::default(), None));
         assert!(matches!(read(r#"{"type":"ping"}"#), Ok(Request::Ping(None))));
         let auth = r#"{"type":"auth","user":"ada","password":"x"}"#;
         assert!(matches!(read(auth), Ok(Request::Auth(None, Credentials::Password { .. }))));
@@ -161,6 +183,9 @@ mod tests {
             ("{}", None),
             (r#"{"type":"dance","id":"a"}"#, Some("a")),
             (r#"{"type":"sql","id":"a"}"#, Some("a")),
+            (r#"{"type":"alerts","id":"a","labels":{"host":1}}"#, Some("a")),
+            (r#"{"type":"alerts","id":"a","resume":"7.1.2"}"#, Some("a")),
+            (r#"{"type":"alerts","id":"a","resume":-1}"#, Some("a")),
             (r#"{"type":"sql","sql":"x"}"#, None),
             (r#"{"type":"subscribe","id":3,"sql":"x","snapshots":true}"#, Some("3")),
             (r#"{"type":"auth","id":3,"user":"ada"}"#, Some("3")),

@@ -13,10 +13,12 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use kymo_actors::live::{Event, Subscription};
 use kymo_kernel::{Code, Error, Result};
 
-use super::{Seat, Wish, ask, encode};
+use super::encode::{self, Frame};
+use super::{Seat, Wish, ask};
 use crate::auth::Identity;
 use crate::http::App;
 use crate::http::guard::shutting_down;
@@ -33,7 +35,9 @@ pub async fn get(
 ) -> Response {
     let parameters = Parameters::read(query.unwrap_or_default().as_bytes());
     match begin(&app, &identity, &parameters, &headers).await {
-        Ok((seat, subscription)) => respond(app, seat, subscription),
+        Ok((seat, subscription)) => {
+            respond(app, seat, subscription.map(|event| written(&event)).boxed())
+        }
         Err(error) => Api::Own.refuse(&error),
     }
 }
@@ -71,28 +75,31 @@ async fn begin(
     Ok((seat, app.backend.subscribe(ask).await?))
 }
 
+/// Messages, and whether each is the last one.
+type Frames = BoxStream<'static, (Frame, bool)>;
+
 /// What a stream still has to say.
 enum Stage {
-    Open(App, Seat, Subscription),
+    Open(App, Seat, Frames),
     Ended,
 }
 
-fn respond(app: App, seat: Seat, subscription: Subscription) -> Response {
+/// The answer that sends messages as they come.
+pub fn respond(app: App, seat: Seat, frames: Frames) -> Response {
     let beat = Duration::from_millis(app.settings.live.heartbeat_ms);
-    let open = Stage::Open(app, seat, subscription);
+    let open = Stage::Open(app, seat, frames);
     let body = futures::stream::unfold(open, move |state| async move {
-        let Stage::Open(app, seat, mut subscription) = state else { return None };
-        let event = tokio::select! {
-            event = subscription.next() => event?,
-            () = app.draining() => Event::Ended(shutting_down()),
+        let Stage::Open(app, seat, mut frames) = state else { return None };
+        let (frame, ended) = tokio::select! {
+            frame = frames.next() => frame?,
+            () = app.draining() => written(&Event::Ended(shutting_down())),
             () = app.backend.clock().sleep(beat) => {
                 let piece = Bytes::from_static(b": still here\n\n");
-                return Some((Ok::<_, Infallible>(piece), Stage::Open(app, seat, subscription)));
+                return Some((Ok::<_, Infallible>(piece), Stage::Open(app, seat, frames)));
             }
         };
-        let (piece, ended) = written(&event);
-        let next = if ended { Stage::Ended } else { Stage::Open(app, seat, subscription) };
-        Some((Ok(piece), next))
+        let next = if ended { Stage::Ended } else { Stage::Open(app, seat, frames) };
+        Some((Ok(piece(&frame)), next))
     });
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -101,17 +108,24 @@ fn respond(app: App, seat: Seat, subscription: Subscription) -> Response {
     response
 }
 
-/// An event as it is sent, and whether it is the last one.
-fn written(event: &Event) -> (Bytes, bool) {
-    let (kind, token, json) = match encode::event(None, event) {
-        Ok(frame) => (frame.kind, frame.token, frame.json),
-        Err(error) => ("error", None, encode::fault(None, &error)),
-    };
+/// The message of an event, and whether it is the last one.
+fn written(event: &Event) -> (Frame, bool) {
+    let frame = encode::event(None, event).unwrap_or_else(|error| Frame {
+        kind: "error",
+        token: None,
+        json: encode::fault(None, &error),
+    });
+    let ended = frame.kind == "error";
+    (frame, ended)
+}
+
+/// A message as it is sent.
+fn piece(Frame { kind, token, json }: &Frame) -> Bytes {
     let id = match token {
         Some(token) => format!("id: {token}\n"),
         // Tokens from before are void: an empty one makes the client forget them.
-        None if kind == "resync" => "id\n".to_owned(),
+        None if *kind == "resync" => "id\n".to_owned(),
         None => String::new(),
     };
-    (Bytes::from(format!("event: {kind}\n{id}data: {json}\n\n")), kind == "error")
+    Bytes::from(format!("event: {kind}\n{id}data: {json}\n\n"))
 }
