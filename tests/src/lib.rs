@@ -20,6 +20,7 @@ pub mod collector;
 pub mod component;
 pub mod ledger;
 pub mod python;
+pub mod receiver;
 pub mod server;
 pub mod tls;
 pub mod wait;
@@ -27,6 +28,7 @@ pub mod workload;
 
 pub use clients::Answer;
 pub use ledger::Ledger;
+pub use receiver::{Behaviour, Receiver};
 pub use server::{Options, Server, StartFailed};
 pub use tls::Certificate;
 pub use wait::{until, until_async};

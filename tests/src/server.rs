@@ -22,6 +22,7 @@ use crate::{ADMIN, PASSWORD};
 pub struct Options {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    command: &'static str,
     arguments: Vec<String>,
     data_dir: Option<PathBuf>,
     auth: bool,
@@ -34,6 +35,7 @@ impl Default for Options {
         Options {
             settings: Vec::new(),
             environment: Vec::new(),
+            command: "start",
             arguments: Vec::new(),
             data_dir: None,
             auth: true,
@@ -61,6 +63,13 @@ impl Options {
     #[must_use]
     pub fn environment(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Runs `kymo demo` instead of `kymo start`.
+    #[must_use]
+    pub fn demo(mut self) -> Self {
+        self.command = "demo";
         self
     }
 
@@ -319,7 +328,7 @@ fn command(options: &Options, data_dir: &Path) -> Command {
         }
     }
     command
-        .arg("start")
+        .arg(options.command)
         .args(["--http-port", "0", "--pg-port", "0", "--data-dir"])
         .arg(data_dir)
         .args(&options.arguments)

@@ -5,6 +5,7 @@
 //! new password, so that what is printed always works, whoever made the folder.
 
 mod machine;
+mod rule;
 mod sine;
 
 use std::path::PathBuf;
@@ -59,7 +60,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     std::thread::scope(|scope| {
         scope.spawn(|| feed(&client, machine, &ended));
         scope.spawn(|| {
-            let told = fill(&server, &client).and_then(|()| tell(&server, &login, &remembered));
+            let told = fill(&server, &client)
+                .and_then(|()| rule::create(&server, &client, &ended))
+                .and_then(|()| tell(&server, &login, &remembered));
             if let Err(error) = told
                 && !ended.load(Ordering::Relaxed)
             {
@@ -141,12 +144,14 @@ fn tell(server: &Running, login: &Login, remembered: &Result<PathBuf>) -> Result
     };
     let mut text = format!(
         "\nThis machine reports every second to the tables cpu, mem, disk, net and load.\n\
-         The table demo holds {} rows: seven days of a sine with a period of two hours.\n\n\
+         The table demo holds {} rows: seven days of a sine with a period of two hours.\n\
+         An alert watches its processors: {}.\n\n\
          Try:\n\
          {secret}psql 'host={} port={} user={USER} dbname={DEFAULT_DATABASE}' -c \"{sql}\"\n\
          curl '{}/api/v3/query_sql'{header} -G --data-urlencode 'db={DEFAULT_DATABASE}' \
          --data-urlencode 'q=SELECT * FROM load ORDER BY time DESC LIMIT 3'\n",
         HumanCount(sine::ROWS),
+        rule::ABOUT,
         pg.ip(),
         pg.port(),
         server.url(),
@@ -155,7 +160,9 @@ fn tell(server: &Running, login: &Login, remembered: &Result<PathBuf>) -> Result
     match remembered {
         Ok(_) => text.push_str(&format!(
             "{program} query \"SELECT date_bin(INTERVAL '1 day', time) AS day, count(*), \
-             max(value) FROM demo GROUP BY day ORDER BY day\"\n{program} repl\n{program} status\n"
+             max(value) FROM demo GROUP BY day ORDER BY day\"\n\
+             {program} query \"SELECT rule, state, value, since FROM system.alerts\"\n\
+             {program} repl\n{program} status\n"
         )),
         Err(error) => complain(&error.clone().context("keep the login for `kymo query`")),
     }
