@@ -251,6 +251,7 @@ mod tests {
         max_continuous: 3,
         max_alerts: 0,
         max_silences: 0,
+        max_channels: 0,
     };
 
     fn column(name: &str, kind: ColumnKind, field_type: FieldType) -> Column {
