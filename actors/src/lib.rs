@@ -5,11 +5,10 @@
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
 //! [`compactor`] turn them into segments, the [`deleter`] takes rows out again,
 //! [`retention`] lets expired ones go, the [`keeper`] cleans up, and [`memory`] keeps the
-//! account. [`live`] pushes what is committed to subscribers. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node everything.
-//! [`compactor`] turn them into segments, the [`deleter`] takes rows out again, the [`keeper`]
-//! cleans up, and [`memory`] keeps the account. [`live`] pushes what is committed to
-//! subscribers, [`continuous`] keeps tables of results up to date. [`plugin_manager`] keeps
-//! plugins. [`cluster`] says who owns what: today one node everything.
+//! account. [`live`] pushes what is committed to subscribers, [`continuous`] keeps tables of
+//! results up to date, [`alert`] evaluates rules, and [`notify`] carries what they say to
+//! people. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node
+//! everything.
 
 pub mod alert;
 pub mod boot;
@@ -24,6 +23,8 @@ pub mod feed;
 pub mod flusher;
 pub mod ingest;
 pub mod keeper;
+#[cfg(test)]
+mod kit;
 pub mod live;
 pub mod memory;
 pub mod notify;
@@ -32,6 +33,8 @@ pub mod plugin_types;
 pub mod query;
 pub mod retention;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod writer;
 
 pub use boot::System;

@@ -179,7 +179,8 @@ fn compile_bombs_end_within_the_bounds_of_their_process() {
         let took = clock.monotonic() - begin;
         assert_eq!(error.code(), Code::TooLarge, "{name}: {error}");
         assert!(error.message().contains("compiling"), "{name}: {error}");
-        assert!(took < Duration::from_secs(10), "{name} took {took:?}");
+        // On a machine that has other things to do, too; unbounded they take far longer.
+        assert!(took < Duration::from_secs(60), "{name} took {took:?}");
     }
     assert!(cached(&bench).is_empty());
     // With the defaults they do not get as far as the compiler.

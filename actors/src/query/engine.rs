@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use chrono::DateTime;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use datafusion::execution::SendableRecordBatchStream;
@@ -157,6 +158,8 @@ impl Engine {
     pub(super) fn state(&self, session: &Arc<SessionContext>) -> SessionState {
         let mut state = build::for_session(&self.base, session);
         state.mark_start_execution();
+        let now = DateTime::from_timestamp_nanos(self.env.clock.now_ns());
+        state.execution_props_mut().query_execution_start_time = Some(now);
         state
     }
 
