@@ -19,6 +19,7 @@
 pub(crate) mod backtest;
 mod board;
 mod facts;
+mod files;
 mod groups;
 pub(crate) mod history;
 mod labels;
@@ -35,12 +36,14 @@ use std::sync::{Arc, OnceLock};
 
 use kymo_config::Settings;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
+use kymo_kernel::alert::AlertDef;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{AlertCommand, AlertDdl, AlertDone, Ddl, Outlet, WriteOwn};
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::port::Port;
 use kymo_kernel::storage::Store;
 use kymo_kernel::{Code, Error, Result};
+use kymo_plugins::PluginHost;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,6 +51,7 @@ use crate::feed::Hub;
 use crate::notify::Notifier;
 use crate::query::PlanRule;
 pub(crate) use board::Board;
+use files::Files;
 use worker::{Order, Worker};
 
 /// Orders that wait for the worker.
@@ -66,6 +70,9 @@ struct Parts {
     write: Port<WriteOwn>,
     outlet: Arc<Outlet>,
     board: Arc<Board>,
+    files: Files,
+    /// Whose functions rules may call.
+    plugins: Option<Arc<PluginHost>>,
     /// Comes later: who plans rules is started after who is asked to change them.
     planner: OnceLock<Port<PlanRule>>,
     /// Comes later, too: it carries what goes out here.
@@ -83,6 +90,7 @@ impl Context {
         hub: Arc<Hub>,
         ddl: Port<Ddl>,
         write: Port<WriteOwn>,
+        plugins: Option<Arc<PluginHost>>,
     ) -> Self {
         Context(Arc::new(Parts {
             settings: settings.alerts.clone(),
@@ -94,6 +102,8 @@ impl Context {
             write,
             outlet: Arc::new(Outlet::new(settings.alerts.max_notifications)),
             board: Arc::default(),
+            files: Files::default(),
+            plugins,
             planner: OnceLock::new(),
             carriers: OnceLock::new(),
         }))
@@ -121,18 +131,26 @@ impl Context {
         let _ = self.0.carriers.set(carriers);
     }
 
+    /// Refuses a rule that would tell a channel that is not there.
+    fn check_channels(&self, alert: &AlertDef) -> Result<()> {
+        let known = self.0.outlet.channels();
+        match alert.channels.iter().find(|each| !known.contains(each)) {
+            None => Ok(()),
+            Some(unknown) => {
+                let text = format!("channel {unknown:?} does not exist");
+                Err(Error::new(Code::InvalidInput, text)
+                    .with_hint(format!("the channels are: {}", known.join(", "))))
+            }
+        }
+    }
+
     async fn change(
         self,
         orders: Option<mpsc::Sender<Order>>,
         change: AlertDdl,
     ) -> Result<AlertDone> {
         if let AlertDdl::Create { alert, .. } = &change {
-            let known = self.0.outlet.channels();
-            if let Some(unknown) = alert.channels.iter().find(|each| !known.contains(each)) {
-                let text = format!("channel {unknown:?} does not exist");
-                return Err(Error::new(Code::InvalidInput, text)
-                    .with_hint(format!("the channels are: {}", known.join(", "))));
-            }
+            self.check_channels(alert)?;
         }
         let carriers = self.0.carriers.get();
         if let (AlertDdl::CreateChannel { channel, .. }, Some(carriers)) = (&change, carriers) {
@@ -209,6 +227,8 @@ impl Handle<AlertCommand> for AlertActor {
         cx.answer(reply, async move {
             match message {
                 AlertCommand::Change(change) => context.change(orders, change).await,
+                AlertCommand::Reload => context.load_files(orders, true).await,
+                AlertCommand::Retry => context.load_files(orders, false).await,
                 AlertCommand::Ack { matcher, author, comment } => {
                     let said = match comment.is_empty() {
                         true => author,

@@ -107,7 +107,7 @@ impl System {
         let host = plugin_manager::start_host(&settings, &env, &pools)?;
         let engine = Engine::start(&settings, &env, &pools, &supervisor, store, host.clone())?;
         let plugins = Plugins::start(&settings, &env, &pools, &supervisor, &engine, host, download);
-        let alerts = Alerts::start(&settings, &env, &pools, &supervisor, &engine);
+        let alerts = Alerts::start(&settings, &env, &pools, &supervisor, &engine, &plugins);
         let channels = Notifier::start(
             &settings,
             &env,
@@ -120,7 +120,7 @@ impl System {
         alerts.context.carried_by(channels.clone());
         let below = (&engine, &plugins, &alerts, &channels);
         let answers = Answers::start(&settings, &env, &pools, &supervisor, below)?;
-        alerts.begin(answers.planner().clone());
+        alerts.begin(answers.planner().clone(), &pools);
         let live = Live::new(
             &settings,
             &env,
@@ -254,6 +254,12 @@ impl System {
     #[must_use]
     pub fn alert_rows(&self) -> Vec<AlertRow> {
         self.0.alerts.context.board().rows(self.0.env.clock.now_ns())
+    }
+
+    /// Has the files of alert rules read. What could not be loaded is in the log and in
+    /// `system.alert_files`.
+    pub fn reload_alert_rules(&self) {
+        self.0.alerts.context.files().reload();
     }
 
     /// Where to follow committed rows.

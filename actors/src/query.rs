@@ -70,14 +70,15 @@ use crate::continuous::{Progress, Registry};
 
 pub use system::ChannelRow;
 pub use system::{
-    ActorRow, AlertRow, ContinuousRow, Inspect, PluginLogRow, PluginRow, PluginVersionRow, PortRow,
-    SubscriptionRow, SupervisionRow, TransformRow,
+    ActorRow, AlertFileRow, AlertRow, ContinuousRow, Inspect, PluginLogRow, PluginRow,
+    PluginVersionRow, PortRow, SubscriptionRow, SupervisionRow, TransformRow,
 };
 
 pub(crate) use alert::{
     Input, Instants, Kind, Layout, Own, Pairs, PlanRule, PlannedRule, RuleQuery, Shape, by_instant,
 };
 pub(crate) use command::{Command, Cursor, Parsed, Scope, Subscribe, Transaction};
+pub(crate) use duration::Span;
 pub(crate) use running::cancelled;
 
 /// What queries read: definitions and the current version of each table. Never blocks.

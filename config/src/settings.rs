@@ -372,6 +372,12 @@ section! {
         resolved_ms: u64 = 900_000,
         /// Rules that there may be.
         max_rules: usize = 20_000,
+        /// The folder whose files `*.yml` and `*.yaml` hold rules; empty for none.
+        rules_dir: PathBuf = PathBuf::new(),
+        /// Files of rules that there may be.
+        max_rule_files: usize = 1_000,
+        /// Size of one file of rules.
+        max_rule_file_bytes: u64 = 4 * MIB,
         /// Silences that there may be.
         max_silences: usize = 10_000,
         /// Label sets that one rule may have; a rule with more fails.

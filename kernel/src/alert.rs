@@ -44,6 +44,23 @@ pub struct AlertDef {
     pub channels: Vec<String>,
     /// Whether it is not evaluated.
     pub paused: bool,
+    /// The file that it comes from and stays with; `None` for one that a statement created.
+    pub origin: Option<AlertOrigin>,
+}
+
+/// Where a rule of a file is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlertOrigin {
+    /// The name of the file within the folder of rules.
+    pub file: String,
+    /// The group within it.
+    pub group: String,
+}
+
+impl fmt::Display for AlertOrigin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.file, self.group)
+    }
 }
 
 /// What it means that a label set has no rows any more.
@@ -149,6 +166,21 @@ pub fn no_alert(name: &str) -> Error {
 }
 
 impl AlertDef {
+    /// Whether another definition says the same: all but how often it was changed, and whether
+    /// it is paused.
+    #[must_use]
+    pub fn says_the_same(&self, other: &AlertDef) -> bool {
+        let AlertDef { revision, paused, .. } = *self;
+        *self == AlertDef { revision, paused, ..other.clone() }
+    }
+
+    /// Whether alerts under another definition would be other alerts: they would have other
+    /// labels, or others would be told of them.
+    #[must_use]
+    pub fn renames(&self, other: &AlertDef) -> bool {
+        self.labels != other.labels || self.channels != other.channels
+    }
+
     /// Whether its times can be: none negative, and an interval that is not zero.
     ///
     /// # Errors
@@ -171,3 +203,40 @@ impl AlertDef {
 
 /// The shortest interval of evaluation: 100 ms.
 pub const MIN_EVERY_NS: i64 = 100_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_is_compared_by_what_it_says() {
+        let one = AlertDef {
+            name: "a".to_owned(),
+            revision: 1,
+            database: "kymo".to_owned(),
+            schema: "public".to_owned(),
+            owner: "ada".to_owned(),
+            query: "SELECT 1".to_owned(),
+            condition: None,
+            every_ns: None,
+            hold_ns: 0,
+            keep_firing_ns: 0,
+            no_data: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            channels: Vec::new(),
+            paused: false,
+            origin: None,
+        };
+        let later = AlertDef { revision: 7, paused: true, ..one.clone() };
+        assert!(one.says_the_same(&later) && !one.renames(&later));
+        let held = AlertDef { hold_ns: 1, ..one.clone() };
+        assert!(!one.says_the_same(&held) && !one.renames(&held));
+        let origin = AlertOrigin { file: "a.yml".to_owned(), group: "g".to_owned() };
+        assert_eq!(origin.to_string(), "a.yml: g");
+        let moved = AlertDef { origin: Some(origin), ..one.clone() };
+        assert!(!one.says_the_same(&moved) && !one.renames(&moved));
+        let told = AlertDef { channels: vec!["ops".to_owned()], ..one.clone() };
+        assert!(one.renames(&told));
+    }
+}

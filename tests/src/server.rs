@@ -235,10 +235,19 @@ impl Server {
 
     /// Sends `SIGTERM` without waiting.
     pub fn signal_terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Sends `SIGHUP`.
+    pub fn signal_hangup(&self) {
+        self.signal(libc::SIGHUP);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
         // SAFETY: plain system call on a child that is not reaped while `self` lives.
-        let done = unsafe { libc::kill(pid, libc::SIGTERM) };
-        assert_eq!(done, 0, "SIGTERM was not delivered");
+        let done = unsafe { libc::kill(pid, signal) };
+        assert_eq!(done, 0, "signal {signal} was not delivered");
     }
 
     /// Waits for the process to end by itself, at most so long.

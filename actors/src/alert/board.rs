@@ -66,12 +66,10 @@ pub(super) enum Planning {
 
 impl Rule {
     pub(super) fn new(def: Arc<AlertDef>, settings: &Alerts) -> Rule {
-        let nanos =
-            |millis: u64| i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
         Rule {
             name: def.name.as_str().into(),
             terms: terms(&def, settings),
-            every_ns: def.every_ns.unwrap_or_else(|| nanos(settings.evaluation_ms)).max(1),
+            every_ns: every_ns(&def, settings),
             plan: Planning::Wanted,
             names: Arc::new([]),
             sets: Sets::default(),
@@ -83,6 +81,27 @@ impl Rule {
             error: None,
             def,
         }
+    }
+
+    /// Takes another definition of the same rule. It has to be planned anew.
+    pub(super) fn redefine(&mut self, def: &Arc<AlertDef>, settings: &Alerts) {
+        self.terms = terms(def, settings);
+        self.every_ns = every_ns(def, settings);
+        self.def = def.clone();
+        self.want_plan();
+    }
+
+    /// Has it planned anew, and what was written meanwhile read.
+    pub(super) fn want_plan(&mut self) {
+        self.plan = Planning::Wanted;
+        (self.ready, self.reading) = (false, false);
+    }
+
+    /// Whether its alerts would have other labels with the columns of another plan.
+    pub(super) fn renamed_by(&self, names: &[String]) -> bool {
+        // Of alerts from before a restart only the number of labels is known.
+        let other = !self.names.is_empty() && *self.names != *names;
+        other || self.sets.iter().any(|(_, set)| set.values.len() != names.len())
     }
 
     /// Whether it is evaluated.
@@ -107,6 +126,13 @@ pub(super) fn terms(def: &AlertDef, settings: &Alerts) -> Terms {
         resolved_ns: nanos(settings.resolved_ms),
         most: settings.max_label_sets,
     }
+}
+
+/// Nanoseconds between two evaluations of a rule.
+fn every_ns(def: &AlertDef, settings: &Alerts) -> i64 {
+    let millis = settings.evaluation_ms;
+    let usual = || i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
+    def.every_ns.unwrap_or_else(usual).max(1)
 }
 
 /// Silences by their numbers.
@@ -214,5 +240,6 @@ fn row(rules: &Rules, rule: &Rule, set: Option<&Set>, instant_ns: i64) -> AlertR
         evaluated: rule.evaluated_ns,
         lag_ms: rule.lag.as_secs_f64() * 1000.0,
         error: rule.error.clone(),
+        origin: rule.def.origin.as_ref().map(ToString::to_string),
     }
 }

@@ -1,5 +1,6 @@
 //! Texts with placeholders: `{{ $labels.host }}` and `{{ $value }}`, as in Prometheus' rules.
 
+use kymo_kernel::alert::AlertDef;
 use kymo_kernel::message::Labels;
 use kymo_kernel::{Code, Error, Result};
 
@@ -65,6 +66,19 @@ pub fn check(what: &str, text: &str, labels: &[String]) -> Result<()> {
             format!("{what} has a placeholder that cannot be filled: {wrong}"),
         )
         .with_hint(hint));
+    }
+    Ok(())
+}
+
+/// Refuses a rule with such a text among its labels and annotations.
+///
+/// # Errors
+/// `invalid_input`, naming the text and the placeholder.
+pub fn check_all(alert: &AlertDef, labels: &[String]) -> Result<()> {
+    for (what, texts) in [("label", &alert.labels), ("annotation", &alert.annotations)] {
+        for (name, text) in texts {
+            check(&format!("{what} {name}"), text, labels)?;
+        }
     }
     Ok(())
 }

@@ -17,6 +17,8 @@ use kymo_kernel::{Code, Result, simulate};
 use crate::System;
 use crate::engine::kit::{cpu, rows, write};
 
+mod files;
+
 /// A world in which a system can be started, killed and started again.
 struct House {
     sim: Sim,
@@ -364,7 +366,7 @@ fn a_rule_that_cannot_be_is_refused_and_says_why() {
         assert_eq!(again.code(), Code::AlreadyExists);
         home.ok("CREATE ALERT IF NOT EXISTS a ON (SELECT value FROM cpu)").await;
         let shown = home.ok("SHOW ALERTS").await;
-        assert_eq!(shown, ["a|active|NULL|SELECT value FROM cpu|NULL|0s|"]);
+        assert_eq!(shown, ["a|active|NULL|SELECT value FROM cpu|NULL|0s||NULL"]);
     });
 }
 

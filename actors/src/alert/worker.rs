@@ -13,11 +13,13 @@ use kymo_kernel::alert::{AlertDef, Matcher};
 use kymo_kernel::ids::{MetaVersion, TableId};
 use kymo_kernel::message::{AlertStatus, Committed, Notification};
 use kymo_kernel::observe::metrics;
+use kymo_kernel::plugin::FunctionDef;
 use kymo_kernel::pools::Pool;
 use kymo_kernel::port::Port;
 use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Error, Result};
+use kymo_plugins::PluginMap;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
@@ -29,7 +31,7 @@ use super::history::{self, Entry, Kept};
 use super::labels;
 use super::machine::State;
 use super::outbox::{Item, Outbox};
-use super::sets::{Set, Terms, TooMany, Transition};
+use super::sets::{Set, Sets, Terms, TooMany, Transition};
 use super::stored::{self, Newest};
 use super::template;
 use crate::feed::{FeedEvent, Subscription, TableFilter};
@@ -67,6 +69,13 @@ pub(super) struct Worker {
     followed: MetaVersion,
     /// The tables of these; another map as soon as one comes, goes or gets a column.
     tables: Arc<BTreeMap<TableName, TableId>>,
+    /// The plugins as they were when rules that call them were planned; another map as soon as
+    /// anything about them changes.
+    plugins: Option<Arc<PluginMap>>,
+    /// What names of functions stand for functions of plugins.
+    functions: Arc<BTreeMap<String, Arc<FunctionDef>>>,
+    /// Whether every rule from before the start was planned, or could not be.
+    settled: bool,
     groups: Groups,
     /// Whether rules have changed since `groups` was made.
     regroup: bool,
@@ -100,6 +109,9 @@ impl Worker {
             orders,
             followed: MetaVersion(0),
             tables: Arc::default(),
+            plugins: None,
+            functions: Arc::default(),
+            settled: false,
             groups: Groups::default(),
             regroup: false,
             unread: false,
@@ -226,9 +238,11 @@ impl Worker {
         for def in catalog.alerts.values() {
             self.follow_rule(&mut rules, def);
         }
-        if !Arc::ptr_eq(&self.tables, &catalog.names) {
+        let calls_changed = self.calls_changed(catalog);
+        if calls_changed || !Arc::ptr_eq(&self.tables, &catalog.names) {
             self.tables = catalog.names.clone();
-            self.replan(&mut rules, catalog);
+            self.replan(&mut rules, catalog, calls_changed);
+            self.parts.files.changed();
         }
         let mut grid = BTreeMap::new();
         let now = self.now();
@@ -243,6 +257,8 @@ impl Worker {
     }
 
     fn follow_rule(&mut self, rules: &mut Rules, def: &Arc<AlertDef>) {
+        let (now, silences, settings) =
+            (self.now(), rules.silences.clone(), self.parts.settings.clone());
         let Some(number) = rules.names.get(def.name.as_str()).copied() else {
             let number = rules.add(Rule::new(def.clone(), self.settings()));
             self.to_plan.push_back(number);
@@ -253,11 +269,12 @@ impl Worker {
             rule.def = def.clone();
             return;
         }
-        // Another revision of the same rule differs in whether it is paused. What was written
-        // meanwhile is read again.
-        rule.def = def.clone();
-        (rule.ready, rule.reading) = (false, false);
-        rule.plan = Planning::Wanted;
+        // Alerts that a change makes others end under the labels and for the channels that they
+        // began with.
+        if rule.def.renames(def) {
+            end_all(rule, &silences, now, &mut self.sequence, &mut self.outbox);
+        }
+        rule.redefine(def, &settings);
         self.to_plan.push_back(number);
         self.regroup = true;
     }
@@ -265,34 +282,47 @@ impl Worker {
     fn drop_rule(&mut self, rules: &mut Rules, name: &str) {
         let Some(mut rule) = rules.remove(name) else { return };
         self.regroup = true;
-        let mut ended = Vec::new();
-        rule.sets.end(self.parts.env.clock.now_ns(), |transition| ended.push(transition));
-        for transition in ended {
-            record(
-                &mut rule,
-                &rules.silences.clone(),
-                transition,
-                &mut self.sequence,
-                &mut self.outbox,
-            );
+        let now = self.now();
+        end_all(&mut rule, &rules.silences, now, &mut self.sequence, &mut self.outbox);
+    }
+
+    /// Whether anything about plugins is not as it was.
+    fn plugins_changed(&self) -> bool {
+        match (&self.plugins, &self.parts.plugins) {
+            (Some(known), Some(host)) => !Arc::ptr_eq(known, &host.registry().snapshot()),
+            _ => false,
         }
     }
 
-    /// Plans rules again whose tables are not what they were, and those that had no plan.
-    fn replan(&mut self, rules: &mut Rules, catalog: &Snapshot) {
+    /// Whether calls of plugins' functions may mean something else than they did.
+    fn calls_changed(&mut self, catalog: &Snapshot) -> bool {
+        let plugins = self.parts.plugins.as_ref().map(|host| host.registry().snapshot());
+        let same = match (&self.plugins, &plugins) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        let same = same && Arc::ptr_eq(&self.functions, &catalog.functions);
+        (self.plugins, self.functions) = (plugins, catalog.functions.clone());
+        !same
+    }
+
+    /// Plans rules again whose tables are not what they were, or whose calls may not be, and
+    /// those that had no plan.
+    fn replan(&mut self, rules: &mut Rules, catalog: &Snapshot, calls_changed: bool) {
         for number in 0..u32::try_from(rules.all.len()).unwrap_or(u32::MAX) {
             let Some(rule) = rules.get_mut(number) else { continue };
             let again = match &rule.plan {
                 Planning::Wanted => false,
                 Planning::Failed => true,
+                Planning::Ready(plan) if plan.lent && calls_changed => true,
                 Planning::Ready(plan) => plan
                     .tables
                     .iter()
                     .any(|(name, id)| catalog.table(name).is_none_or(|table| table.def.id != *id)),
             };
             if again {
-                rule.plan = Planning::Wanted;
-                (rule.ready, rule.reading) = (false, false);
+                rule.want_plan();
                 self.regroup = true;
                 self.to_plan.push_back(number);
             }
@@ -306,6 +336,11 @@ impl Worker {
             && let Some(number) = self.to_plan.pop_front()
         {
             self.start_planning(number);
+        }
+        // Files may change rules only once it is known what their alerts are called.
+        if !self.settled && self.planning.is_empty() {
+            self.settled = true;
+            self.parts.files.begin();
         }
         // Rules that come together are put into their groups together.
         if self.regroup && (self.planning.is_empty() || self.ungrouped >= UNGROUPED) {
@@ -328,13 +363,19 @@ impl Worker {
     }
 
     fn planned(&mut self, (number, revision, outcome): Planned) {
+        let now = self.now();
         let board = self.parts.board.clone();
         let mut rules = board.lock();
+        let silences = rules.silences.clone();
         let Some(rule) = rules.get_mut(number).filter(|rule| rule.def.revision == revision) else {
             return;
         };
         match outcome {
             Ok(plan) => {
+                // The rows' labels have other names now: these alerts are others.
+                if rule.renamed_by(&plan.layout.names) {
+                    end_all(rule, &silences, now, &mut self.sequence, &mut self.outbox);
+                }
                 rule.names = plan.layout.names.as_slice().into();
                 rule.terms.stale_ns = match &plan.kind {
                     Kind::Rows(..) => millis(self.settings().staleness_ms),
@@ -591,7 +632,8 @@ impl Worker {
     /// Does what is due.
     fn tick(&mut self) -> Result<()> {
         let catalog = self.parts.store.catalog();
-        if catalog.version != self.followed {
+        // Plugins are loaded after the metadata says so.
+        if catalog.version != self.followed || self.plugins_changed() {
             self.follow(&catalog);
         }
         let now = self.now();
@@ -796,6 +838,22 @@ fn taken_row(
             failed(rule, &Error::new(kymo_kernel::Code::LimitReached, text));
         }
     }
+}
+
+/// Ends every alert of a rule and forgets its label sets.
+fn end_all(
+    rule: &mut Rule,
+    silences: &Silences,
+    now: i64,
+    sequence: &mut u64,
+    outbox: &mut Outbox,
+) {
+    let mut ended = Vec::new();
+    rule.sets.end(now, |transition| ended.push(transition));
+    for transition in ended {
+        record(rule, silences, transition, sequence, outbox);
+    }
+    rule.sets = Sets::default();
 }
 
 fn tick_sets(

@@ -6,11 +6,13 @@ use std::time::Duration;
 use kymo_config::Settings;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::AlertCommand;
-use kymo_kernel::pools::Pools;
+use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::supervise::{Restart, Running, Spec, Supervisor};
 use parking_lot::Mutex;
+use tracing::error;
 
+use super::plugins::Plugins;
 use crate::alert::{AlertActor, Context};
 use crate::engine::Engine;
 use crate::query::PlanRule;
@@ -25,7 +27,14 @@ const WAIT: Duration = Duration::from_secs(10);
 pub(super) struct Alerts {
     pub(super) context: Context,
     pub(super) commands: Port<AlertCommand>,
-    running: Arc<Mutex<Option<Running<AlertActor>>>>,
+    running: Arc<Mutex<Option<Parts>>>,
+}
+
+/// What lives as long as these handles.
+struct Parts {
+    running: Running<AlertActor>,
+    /// Who has files of rules read.
+    _files: Option<Task<()>>,
 }
 
 impl Alerts {
@@ -36,6 +45,7 @@ impl Alerts {
         pools: &Pools,
         supervisor: &Supervisor,
         engine: &Engine,
+        plugins: &Plugins,
     ) -> Alerts {
         let context = Context::new(
             settings,
@@ -45,19 +55,24 @@ impl Alerts {
             engine.feed().clone(),
             engine.ddl().clone(),
             engine.write_own().clone(),
+            plugins.host.clone(),
         );
         let made = context.clone();
         let spec = Spec::new("alerts", "alerts").restart(Restart::BACKGROUND);
         let running = supervisor.start(spec, move || AlertActor::new(made.clone()));
         let commands = running.port(Budget { wait: WAIT, ..Budget::count(COMMANDS) });
-        Alerts { context, commands, running: Arc::new(Mutex::new(Some(running))) }
+        let parts = Parts { running, _files: None };
+        Alerts { context, commands, running: Arc::new(Mutex::new(Some(parts))) }
     }
 
-    /// Begins to evaluate rules.
-    pub(super) fn begin(&self, planner: Port<PlanRule>) {
+    /// Begins to evaluate rules, and to follow what files say of them.
+    pub(super) fn begin(&self, planner: Port<PlanRule>, pools: &Pools) {
         self.context.planned_by(planner);
-        if let Some(running) = self.running.lock().as_ref() {
-            running.poster().post(|actor, cx| actor.begin(cx));
+        if let Some(parts) = self.running.lock().as_mut() {
+            parts.running.poster().post(|actor, cx| actor.begin(cx));
+            let (context, commands) = (self.context.clone(), self.commands.clone());
+            let follow = follow_files(context, commands);
+            parts._files = Some(pools.spawn(Pool::Io, "files of alert rules", follow));
         }
     }
 
@@ -69,5 +84,16 @@ impl Alerts {
     /// Evaluates nothing any more. What is not durable is found again at the next start.
     pub(super) fn stop(&self) {
         drop(self.running.lock().take());
+    }
+}
+
+/// Has files read, and rules of them tried again, whenever that is wanted.
+async fn follow_files(context: Context, commands: Port<AlertCommand>) {
+    loop {
+        let command = context.files().wanted().await;
+        if let Err(error) = commands.call(command).await {
+            let hint = error.hint();
+            error!(%error, hint, "files of alert rules are not loaded; rules stay as they are");
+        }
     }
 }

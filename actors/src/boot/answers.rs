@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::alerts::Alerts;
 use super::plugins::Plugins;
-use crate::alert::Board;
+use crate::alert::Context;
 use crate::continuous;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
@@ -28,7 +28,7 @@ use crate::live::Registry;
 use crate::notify::Notifier;
 use crate::query::ChannelRow;
 use crate::query::{
-    ActorRow, AlertRow, ContinuousRow, Inspect, PlanRule, PluginLogRow, PluginRow,
+    ActorRow, AlertFileRow, AlertRow, ContinuousRow, Inspect, PlanRule, PluginLogRow, PluginRow,
     PluginVersionRow, PortRow, Ports, QueryActor, QueryService, SubscriptionRow, SupervisionRow,
     Tables, TransformRow,
 };
@@ -79,7 +79,7 @@ impl Answers {
             transforms: engine.transforms().clone(),
             subscriptions: subscriptions.clone(),
             continuous: continuous.clone(),
-            alerts: alerts.context.board().clone(),
+            alerts: alerts.context.clone(),
             channels: channels.clone(),
             clock: env.clock.clone(),
         };
@@ -157,7 +157,7 @@ struct Insight {
     transforms: Transforms,
     subscriptions: Arc<Registry>,
     continuous: Arc<continuous::Registry>,
-    alerts: Arc<Board>,
+    alerts: Context,
     channels: Notifier,
     clock: Arc<dyn Clock>,
 }
@@ -211,7 +211,11 @@ impl Inspect for Insight {
     }
 
     fn alerts(&self) -> Vec<AlertRow> {
-        self.alerts.rows(self.clock.now_ns())
+        self.alerts.board().rows(self.clock.now_ns())
+    }
+
+    fn alert_files(&self) -> Vec<AlertFileRow> {
+        self.alerts.files().rows()
     }
 
     fn alert_channels(&self) -> Vec<ChannelRow> {

@@ -18,7 +18,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use crate::ingest::check::conflict;
 
-mod alerts;
+pub(crate) mod alerts;
 mod channels;
 pub(crate) mod continuous;
 pub(crate) mod plugins;

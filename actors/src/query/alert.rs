@@ -28,7 +28,6 @@ use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Volatility};
-use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
 use kymo_kernel::alert::{AlertDef, SilenceDef, no_alert};
 use kymo_kernel::ids::TableId;
@@ -40,15 +39,15 @@ use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
 
-use super::build::{self, has_function};
+use super::build::has_function;
 use super::command::{Command, Planned};
 use super::engine::Engine;
 use super::error::from_engine;
-use super::functions::Bounds;
-use super::interrupt::{Listening, interruptible};
+use super::interrupt::Listening;
 use super::live::{Class, classify};
 use super::names::rename;
 use super::plan::{self, parsed};
+use super::plugin::{self, Called, Terms};
 use super::provider::KymoTable;
 use super::running::Limits;
 use super::stream::once;
@@ -80,6 +79,9 @@ pub(crate) struct PlannedRule {
     pub(crate) kind: Kind,
     /// The tables that it reads.
     pub(crate) tables: Arc<[(TableName, TableId)]>,
+    /// Whether it calls functions of plugins, so that it has to be planned again when they
+    /// change.
+    pub(crate) lent: bool,
 }
 
 /// How a rule is evaluated.
@@ -146,7 +148,12 @@ fn is_text(data_type: &DataType) -> bool {
 pub(crate) struct RuleQuery {
     engine: Arc<Engine>,
     session: Arc<SessionContext>,
+    /// Without instances of plugins.
     plan: LogicalPlan,
+    /// The functions of plugins that it calls.
+    calls: Vec<Called>,
+    /// Which trials of their versions it takes part in.
+    seed: u64,
     names: super::command::Names,
     timeout: Duration,
     most: usize,
@@ -188,19 +195,32 @@ impl RuleQuery {
         }
     }
 
+    /// The error of a rule that is about to be planned again.
+    fn changed(&self) -> Error {
+        let names: Vec<&str> = self.calls.iter().map(|call| call.key.as_str()).collect();
+        let text = format!("what the rule calls has changed: {}", names.join(", "));
+        Error::new(Code::PluginUnavailable, text).with_hint("it is being planned again")
+    }
+
     async fn run(&self, plan: &LogicalPlan, instant_ns: i64) -> Result<RecordBatch> {
         let engine = &self.engine;
-        let mut state = engine.state(&self.session);
+        let listening = Listening::default();
+        let gone = listening.gone();
+        let terms = || Terms {
+            cancel: gone.flag(),
+            deadline: Some(engine.env().clock.monotonic().saturating_add(self.timeout)),
+            seed: self.seed,
+            time_ns: instant_ns,
+        };
+        let (mut state, lending) = engine.lend_on(&self.session, &self.calls, terms)?;
+        let plan = match &lending {
+            Some(lending) => plugin::bound(plan, lending)?.ok_or_else(|| self.changed())?,
+            None => plan.clone(),
+        };
         let instant = DateTime::from_timestamp_nanos(instant_ns);
         state.execution_props_mut().query_execution_start_time = Some(instant);
-        let plan = state.optimize(plan).map_err(from_engine)?;
-        let bounds = Bounds::of(&engine.settings().query);
-        let state = build::for_constants(state, &plan, bounds).map_err(from_engine)?;
-        let planner = state.query_planner();
-        let physical = planner.create_physical_plan(&plan, &state).await.map_err(from_engine)?;
-        let listening = Listening::default();
-        let physical = interruptible(physical, &listening.gone()).map_err(from_engine)?;
-        let mut stream = execute_stream(physical, state.task_ctx()).map_err(from_engine)?;
+        let ran = engine.run_plan(state, lending.as_ref(), plan, &gone).await?;
+        let mut stream = ran.1;
         let (mut batches, mut rows) = (Vec::new(), 0);
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(from_engine)?;
@@ -251,12 +271,18 @@ impl Engine {
             return Err(Error::new(Code::Unsupported, text));
         }
         let session = session_of(def);
-        let plan = self.rule_plan(statement, planned, &session).await.map_err(without_place)?;
+        // Rules of files have not been read as statements.
+        if def.origin.is_some() {
+            self.one_select(&def.query)?;
+        }
+        let seed = self.env().random.next_u64();
+        let planning = self.rule_plan(statement, planned, &session, seed).await;
+        let (plan, calls) = planning.map_err(without_place)?;
         let schema = rename(&Arc::new(plan.schema().as_arrow().clone()), &planned.names);
         let layout = Arc::new(Layout::of(&schema)?);
-        let tables = tables(&plan)?.into();
+        let (tables, lent) = (tables(&plan)?.into(), !calls.is_empty());
         let kind = match classify(&plan) {
-            Class::Rows(table) if !depends_on_now(&plan)? => {
+            Class::Rows(table) if calls.is_empty() && !depends_on_now(&plan)? => {
                 let (shape, own) = shape::compile(&self.state(&session), &plan, &table)?;
                 Kind::Rows(Arc::new(shape), own)
             }
@@ -265,33 +291,53 @@ impl Engine {
                 engine: self.clone(),
                 session,
                 plan: until_now(plan)?,
+                calls,
+                seed,
                 names: planned.names.clone(),
                 timeout: Duration::from_millis(self.settings().alerts.timeout_ms),
                 most: self.settings().alerts.max_label_sets,
             })),
         };
-        Ok(PlannedRule { layout, kind, tables })
+        Ok(PlannedRule { layout, kind, tables, lent })
     }
 
+    /// Refuses a text that is not one query.
+    fn one_select(&self, query: &str) -> Result<()> {
+        let statements = self.parse(query).map_err(without_place)?;
+        let reads = match statements.as_slice() {
+            [only] => only.verb == "SELECT",
+            _ => false,
+        };
+        if reads {
+            return Ok(());
+        }
+        Err(Error::new(Code::Syntax, "the query of a rule is one SELECT"))
+    }
+
+    /// The plan of a rule without instances of plugins, and the functions of plugins in it.
     async fn rule_plan(
         &self,
         statement: &Statement,
         planned: &Planned,
         session: &Arc<SessionContext>,
-    ) -> Result<LogicalPlan> {
-        let (state, _lending) = self.lend(session, planned, Arc::default(), None)?;
-        let plan = plan::plan(&state, &self.tables().catalog(), statement, planned).await?;
+        seed: u64,
+    ) -> Result<(LogicalPlan, Vec<Called>)> {
+        let clock = &self.env().clock;
+        let deadline = clock.monotonic() + Duration::from_millis(self.settings().alerts.timeout_ms);
+        let terms = || Terms {
+            cancel: Arc::default(),
+            deadline: Some(deadline),
+            seed,
+            time_ns: clock.now_ns(),
+        };
+        let (state, lending) = self.lend_on(session, &planned.calls, terms)?;
+        let plan = plan::plan(&state, &self.tables().catalog(), statement, planned).await;
+        let Some(lending) = lending else { return Ok((plan?, Vec::new())) };
+        let plan = plan.map_err(|error| lending.explain(error, &planned.calls))?;
+        lending.verdict()?;
         let own = self.state(session);
-        match planned.calls.iter().find(|call| !has_function(&own, call)) {
-            Some(call) => Err(Error::new(
-                Code::Unsupported,
-                format!(
-                    "{} is a function of a plugin, which alert rules do not call yet",
-                    call.key
-                ),
-            )),
-            None => Ok(plan),
-        }
+        let calls = planned.calls.iter().filter(|call| !has_function(&own, call)).cloned();
+        Ok((plugin::unbound(plan)?, calls.collect()))
     }
 
     /// Carries out a statement about alerts.
@@ -350,14 +396,11 @@ impl Engine {
         };
         // By itself first: its errors point into the client's text.
         if let Command::Plan(planned) = &parsed(&query)?.command {
-            self.rule_plan(&query, planned, &session_of(&def)).await?;
+            let seed = self.env().random.next_u64();
+            self.rule_plan(&query, planned, &session_of(&def), seed).await?;
         }
         let planned = self.plan_rule(&def).await?;
-        for (what, texts) in [("label", &def.labels), ("annotation", &def.annotations)] {
-            for (name, text) in texts {
-                template::check(&format!("{what} {name}"), text, &planned.layout.names)?;
-            }
-        }
+        template::check_all(&def, &planned.layout.names)?;
         Ok(def)
     }
 

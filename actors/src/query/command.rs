@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Continuous(Box<Continuous>),
     /// `EXPLAIN ALERT … OVER …`.
     Backtest(Box<Backtest>),
+    /// `RELOAD ALERT RULES`.
+    ReloadAlerts,
     /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …
     Nothing,
 }

@@ -18,7 +18,7 @@ use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
 use kymo_kernel::message::{
-    Ddl, Kept, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable,
+    AlertCommand, Ddl, Kept, Outcome, PluginCommand, PluginDdl, Prepare, Prepared, Query, Runnable,
     SessionContext, SettingChange, Statement,
 };
 use kymo_kernel::observe::metrics;
@@ -39,12 +39,12 @@ use super::manage::Manage;
 use super::names::rename;
 use super::owners::Owners;
 use super::plan::{self, Plan, parsed};
-use super::plugin::{self, Lending, Terms};
+use super::plugin::{self, Called, Lending, Terms};
 use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
-use super::system::{Inspect, Inspector};
-use super::{Changes, Tables, build, continuous, guc, live, params, parse, show};
+use super::system::{ALERT_FILES, Inspect, Inspector};
+use super::{Changes, Tables, build, continuous, guc, live, params, parse, show, system};
 use crate::alert::backtest;
 
 /// Rows of a query that changes its session: it is held whole.
@@ -172,19 +172,28 @@ impl Engine {
         cancel: Arc<AtomicBool>,
         deadline: Option<Duration>,
     ) -> Result<(SessionState, Option<Arc<Lending>>)> {
-        let mut state = self.state(session);
-        let Some(host) = &self.plugins else { return Ok((state, None)) };
-        if planned.calls.iter().all(|called| build::has_function(&state, called)) {
-            return Ok((state, None));
-        }
-        let terms = Terms {
+        self.lend_on(session, &planned.calls, || Terms {
             cancel,
             deadline,
             seed: self.env.random.next_u64(),
             time_ns: self.env.clock.now_ns(),
-        };
-        let lending = Lending::new(host, &state, session, self.tables.catalog(), terms);
-        lending.register(&mut state, &planned.calls)?;
+        })
+    }
+
+    /// As [`Engine::lend`], with what ends the calls and what they may know.
+    pub(super) fn lend_on(
+        &self,
+        session: &Arc<SessionContext>,
+        calls: &[Called],
+        terms: impl FnOnce() -> Terms,
+    ) -> Result<(SessionState, Option<Arc<Lending>>)> {
+        let mut state = self.state(session);
+        let Some(host) = &self.plugins else { return Ok((state, None)) };
+        if calls.iter().all(|called| build::has_function(&state, called)) {
+            return Ok((state, None));
+        }
+        let lending = Lending::new(host, &state, session, self.tables.catalog(), terms());
+        lending.register(&mut state, calls)?;
         Ok((state, Some(lending)))
     }
 
@@ -244,6 +253,7 @@ impl Engine {
                 (Plan::None, Vec::new(), Some(rows.schema()))
             }
             Command::Backtest(_) => (Plan::None, Vec::new(), Some(backtest::schema())),
+            Command::ReloadAlerts => (Plan::None, Vec::new(), system::schema(ALERT_FILES)),
             Command::Subscribe(subscribe) if subscribe.explain => {
                 (Plan::None, Vec::new(), Some(live::explanation()))
             }
@@ -300,6 +310,12 @@ impl Engine {
                 })
             }
             Command::Backtest(wanted) => self.backtest(wanted, &session, limits).await,
+            Command::ReloadAlerts => {
+                writable(&session, &statement.verb)?;
+                administrator(&session, &statement.verb)?;
+                limits.race(self.changes.alerts(AlertCommand::Reload)).await?;
+                Box::pin(self.alert_files(session, limits)).await
+            }
             Command::Define(Define::Alert(alert)) => {
                 writable(&session, &statement.verb)?;
                 administrator(&session, &statement.verb)?;
@@ -332,6 +348,20 @@ impl Engine {
             .with_hint("use cursors over the PostgreSQL protocol")),
             Command::Transaction(_) | Command::Nothing => Ok(done(&statement.verb)),
         }
+    }
+
+    /// The rows of `system.alert_files`.
+    async fn alert_files(
+        self: &Arc<Self>,
+        session: Arc<SessionContext>,
+        limits: Limits,
+    ) -> Result<Outcome> {
+        let text = format!("SELECT * FROM {SYSTEM_SCHEMA}.{ALERT_FILES}");
+        let shown = self.parse(&text)?.into_iter().next();
+        let statement = shown.ok_or_else(|| Error::internal("a query that is none"))?;
+        let ticket = self.running.admit(&session, &statement.text, &limits).await?;
+        let (prepared, parameters, change) = (None, Vec::new(), None);
+        self.start(Job { statement, prepared, parameters, session, limits, ticket, change }).await
     }
 
     /// Reads the rows of a query whose plan is changed before it runs.

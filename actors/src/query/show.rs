@@ -103,7 +103,8 @@ pub(super) fn rows(
         }
         Show::Alerts => {
             let rows = snapshot.alerts.values().map(|alert| alert_row(alert)).collect();
-            let names = ["alert", "state", "every", "query", "condition", "for", "notify"];
+            let names =
+                ["alert", "state", "every", "query", "condition", "for", "notify", "origin"];
             table(&names, rows)
         }
         Show::Silences => {
@@ -135,6 +136,7 @@ fn alert_row(alert: &AlertDef) -> Vec<Option<String>> {
         alert.condition.clone(),
         Some(system::length(alert.hold_ns)),
         Some(alert.channels.join(", ")),
+        alert.origin.as_ref().map(ToString::to_string),
     ]
 }
 

@@ -28,6 +28,7 @@ use super::retention;
 use super::running::Running;
 use crate::alert::history;
 
+mod alert_files;
 mod channels;
 mod continuous;
 mod plugins;
@@ -37,6 +38,8 @@ pub(super) use rejected::Rejected;
 
 mod rejected;
 
+pub(super) use alert_files::ALERT_FILES;
+pub use alert_files::AlertFileRow;
 pub use continuous::ContinuousRow;
 pub(super) use continuous::length;
 pub use plugins::{PluginLogRow, PluginRow, PluginVersionRow, TransformRow};
@@ -79,6 +82,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Alerts, and rules that have none.
     fn alerts(&self) -> Vec<AlertRow> {
+        Vec::new()
+    }
+
+    /// Rules of files, and files of rules that are refused.
+    fn alert_files(&self) -> Vec<AlertFileRow> {
         Vec::new()
     }
 
@@ -203,6 +211,8 @@ pub struct AlertRow {
     pub lag_ms: f64,
     /// Why the rule is paused, or what its last evaluation failed with.
     pub error: Option<String>,
+    /// The file and the group that the rule comes from.
+    pub origin: Option<String>,
 }
 
 /// Nothing to tell.
@@ -268,6 +278,7 @@ static TABLES: &[SystemTable] = &[
             ("evaluated", Kind::Time),
             ("lag_ms", Kind::Float),
             ("error", Kind::Text),
+            ("origin", Kind::Text),
         ],
         rows: alerts,
     },
@@ -463,6 +474,7 @@ fn alerts(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
             time(each.evaluated),
             Cell::Float(each.lag_ms),
             text(each.error),
+            text(each.origin),
         ]
     };
     inspector.inspect.alerts().into_iter().map(row).collect()
@@ -524,9 +536,10 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
 }
 
 /// Settings that tell about the machine and its accounts: for administrators only.
-const GUARDED: [&str; 6] = [
-    "auth.",
+const GUARDED: [&str; 7] = [
     "alerts.channels.",
+    "alerts.rules_dir",
+    "auth.",
     "plugins.install_folder",
     "server.data_dir",
     "server.tls_",
@@ -572,7 +585,11 @@ fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Opt
 
 /// Every system table.
 fn all() -> impl Iterator<Item = &'static SystemTable> {
-    TABLES.iter().chain(plugins::TABLES).chain(continuous::TABLES).chain([&channels::TABLE])
+    TABLES
+        .iter()
+        .chain(plugins::TABLES)
+        .chain(continuous::TABLES)
+        .chain([&alert_files::TABLE, &channels::TABLE])
 }
 
 /// The names of the system tables.

@@ -31,6 +31,9 @@ use crate::notify::Sender;
 /// The exit code of a process that a second signal ended, as shells report it.
 const INTERRUPTED: i32 = 130;
 
+/// The signal that has files read, or, where there are none, ends the server in order.
+const HANGUP: &str = "SIGHUP";
+
 /// A server that listens.
 pub struct Running {
     settings: Arc<Settings>,
@@ -126,25 +129,40 @@ impl Running {
         print(&format!("listening http={http} pg={pg}\n"))
     }
 
-    /// Waits for a signal and stops in order, or for the store to refuse to go on.
+    /// Whether there are files that a signal has read again. Without any, a terminal that is
+    /// closed ends what was started in it.
+    fn has_files(&self) -> bool {
+        !self.settings.alerts.rules_dir.as_os_str().is_empty()
+    }
+
+    /// Waits for a signal and stops in order, or for the store to refuse to go on. `SIGHUP` has
+    /// files of alert rules read, where there are any.
     ///
     /// # Errors
     /// Why the store refused, or which parts did not stop in time.
     pub fn until_signal(&self) -> Result<()> {
         let outcome = self.pools.block_on(async {
             let mut signals = self.signals.lock().await;
-            tokio::select! {
-                name = signals.next() => {
-                    tracing::info!(signal = name, "stopping");
-                    tokio::select! {
-                        report = self.system.shutdown() => Ok(report),
-                        name = signals.next() => {
-                            tracing::warn!(signal = name, "second signal, ending at once");
-                            std::process::exit(INTERRUPTED);
+            let name = loop {
+                tokio::select! {
+                    name = signals.next() => match name {
+                        HANGUP if self.has_files() => {
+                            tracing::info!(signal = name, "reading files of alert rules");
+                            self.system.reload_alert_rules();
                         }
-                    }
+                        _ => break name,
+                    },
+                    reason = self.system.fatal() => return Err(reason),
                 }
-                reason = self.system.fatal() => Err(reason),
+            };
+            tracing::info!(signal = name, "stopping");
+            let stopped = self.system.shutdown();
+            tokio::select! {
+                report = stopped => Ok(report),
+                name = signals.second() => {
+                    tracing::warn!(signal = name, "second signal, ending at once");
+                    std::process::exit(INTERRUPTED);
+                }
             }
         })?;
         match outcome {
@@ -169,6 +187,7 @@ impl Running {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -177,6 +196,7 @@ impl Signals {
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
@@ -184,6 +204,17 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => HANGUP,
+        }
+    }
+
+    /// The next signal that ends a server which is stopping.
+    async fn second(&mut self) -> &'static str {
+        loop {
+            match self.next().await {
+                HANGUP => {}
+                name => return name,
+            }
         }
     }
 }

@@ -99,6 +99,10 @@ impl Disk for RealDisk {
         Ok(Box::new(RealFile(OpenOptions::new().read(true).append(true).open(path)?)))
     }
 
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(RealFile(File::open(path)?)))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }

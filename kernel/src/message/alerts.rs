@@ -49,6 +49,14 @@ pub enum AlertDdl {
         /// Whether it is not evaluated from now on.
         paused: bool,
     },
+    /// What files of rules say now, in one change.
+    Files {
+        /// Rules of files that are new or have changed; their revisions are the catalog's to
+        /// give.
+        put: Vec<AlertDef>,
+        /// Rules of files that are in them no more.
+        drop: Vec<String>,
+    },
     /// `SILENCE`; the catalog gives it its number, and forgets silences that ended before it.
     Silence(SilenceDef),
     /// `DROP SILENCE`.
@@ -86,6 +94,12 @@ pub enum AlertCommand {
         /// What they said.
         comment: String,
     },
+    /// `RELOAD ALERT RULES`: makes the rules of files those that the files have now. What could
+    /// not be loaded is in `system.alert_files`.
+    Reload,
+    /// Tries rules again that were read from files and could not be planned; the files are not
+    /// read.
+    Retry,
 }
 
 impl Message for AlertCommand {
@@ -95,7 +109,8 @@ impl Message for AlertCommand {
 /// The answer to an [`AlertCommand`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AlertDone {
-    /// How many alerts were acknowledged, or 1 where a definition changed.
+    /// How many alerts were acknowledged, how many rules of files were created, changed or
+    /// dropped, or 1 where a definition changed.
     pub count: u64,
 }
 

@@ -314,6 +314,8 @@ families! {
     AlertMetrics {
         /// Rules, by whether they are `active`, `paused` or `failed`.
         rules: IntGaugeVec = "kymo_alert_rules" ["state"],
+        /// Rules and files of rules that were refused when the files were read last.
+        refused_rules: IntGauge = "kymo_alert_rules_refused",
         /// Kinds of rules that are evaluated on commits; those alike but for constants are one.
         shapes: IntGauge = "kymo_alert_shapes",
         /// Evaluations of rules, by what caused them: a `commit` or the `grid` of time.

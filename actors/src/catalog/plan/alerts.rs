@@ -20,12 +20,16 @@ pub(super) fn plan(snapshot: &Snapshot, change: &AlertDdl, limits: Limits) -> Re
             create(snapshot, alert, *if_not_exists, limits.max_alerts)?
         }
         AlertDdl::Drop { name, if_exists } => match snapshot.alerts.get(name) {
-            Some(_) => vec![Op::DropAlert { name: name.clone() }],
+            Some(known) => {
+                of_a_statement(known)?;
+                vec![Op::DropAlert { name: name.clone() }]
+            }
             None if *if_exists => Vec::new(),
             None => return Err(no_alert(name)),
         },
         AlertDdl::Pause { name, paused } => {
             let known = snapshot.alerts.get(name).ok_or_else(|| no_alert(name))?;
+            of_a_statement(known)?;
             if known.paused == *paused {
                 Vec::new()
             } else {
@@ -34,6 +38,7 @@ pub(super) fn plan(snapshot: &Snapshot, change: &AlertDdl, limits: Limits) -> Re
                 vec![Op::PutAlert { alert }]
             }
         }
+        AlertDdl::Files { put, drop } => files(snapshot, put, drop, limits.max_alerts)?,
         AlertDdl::Silence(silence) => silence_ops(snapshot, silence, limits.max_silences)?,
         AlertDdl::DropSilence { id } => vec![Op::DropSilence { id: *id }],
         AlertDdl::CreateChannel { channel, if_not_exists } => {
@@ -50,26 +55,82 @@ fn create(
     if_not_exists: bool,
     most: usize,
 ) -> Result<Vec<Op>> {
+    check(alert)?;
+    if let Some(known) = snapshot.alerts.get(&alert.name) {
+        if if_not_exists {
+            return Ok(Vec::new());
+        }
+        return Err(taken(known));
+    }
+    if snapshot.alerts.len() >= most {
+        return Err(too_many(most));
+    }
+    Ok(vec![Op::PutAlert { alert: AlertDef { revision: 1, ..alert.clone() } }])
+}
+
+/// What a definition can be refused for by itself: its names and its times.
+///
+/// # Errors
+/// `invalid_input`.
+pub(crate) fn check(alert: &AlertDef) -> Result<()> {
     check_name("alert", &alert.name)?;
     for name in alert.labels.keys().chain(alert.annotations.keys()).chain(&alert.channels) {
         check_name("label, annotation or channel", name)?;
     }
-    alert.check()?;
-    if snapshot.alerts.contains_key(&alert.name) {
-        if if_not_exists {
-            return Ok(Vec::new());
-        }
-        let text = format!("alert {:?} exists", alert.name);
-        return Err(Error::new(Code::AlreadyExists, text)
-            .with_hint("use CREATE ALERT IF NOT EXISTS, or DROP ALERT first"));
+    alert.check()
+}
+
+/// The error for a second rule of a name.
+pub(crate) fn taken(known: &AlertDef) -> Error {
+    let name = &known.name;
+    let (text, hint) = match &known.origin {
+        Some(origin) => (
+            format!("alert {name:?} exists, from the file {:?}", origin.file),
+            "use another name, or take the rule out of the file and RELOAD ALERT RULES",
+        ),
+        None => (
+            format!("alert {name:?} exists"),
+            "use CREATE ALERT IF NOT EXISTS, or DROP ALERT first",
+        ),
+    };
+    Error::new(Code::AlreadyExists, text).with_hint(hint)
+}
+
+/// The error for one rule too many.
+pub(crate) fn too_many(most: usize) -> Error {
+    Error::new(Code::LimitReached, format!("there are {most} alert rules already"))
+        .with_hint("drop some, or raise alerts.max_rules")
+}
+
+/// Refuses to have a statement change a rule that a file defines: the next reload would undo it.
+fn of_a_statement(known: &AlertDef) -> Result<()> {
+    let Some(origin) = &known.origin else { return Ok(()) };
+    let text = format!("alert {:?} comes from the file {:?}", known.name, origin.file);
+    Err(Error::new(Code::InvalidInput, text).with_hint(
+        "change the file and RELOAD ALERT RULES; SILENCE holds its notifications back meanwhile",
+    ))
+}
+
+/// What files say now. Rules that statements created are not theirs to change.
+fn files(snapshot: &Snapshot, put: &[AlertDef], drop: &[String], most: usize) -> Result<Vec<Op>> {
+    let of_files =
+        |name: &&String| snapshot.alerts.get(*name).is_some_and(|known| known.origin.is_some());
+    let mut ops: Vec<Op> =
+        drop.iter().filter(of_files).map(|name| Op::DropAlert { name: name.clone() }).collect();
+    let fresh = put.iter().filter(|alert| !snapshot.alerts.contains_key(&alert.name)).count();
+    if fresh > 0 && snapshot.alerts.len() - ops.len() + fresh > most {
+        return Err(too_many(most));
     }
-    if snapshot.alerts.len() >= most {
-        let text = format!("there are {most} alert rules already");
-        return Err(
-            Error::new(Code::LimitReached, text).with_hint("drop some, or raise alerts.max_rules")
-        );
+    for alert in put {
+        check(alert)?;
+        let revision = match snapshot.alerts.get(&alert.name) {
+            Some(known) if known.origin.is_none() => return Err(taken(known)),
+            Some(known) => known.revision + 1,
+            None => 1,
+        };
+        ops.push(Op::PutAlert { alert: AlertDef { revision, ..alert.clone() } });
     }
-    Ok(vec![Op::PutAlert { alert: AlertDef { revision: 1, ..alert.clone() } }])
+    Ok(ops)
 }
 
 /// A new silence, and none of those that have ended.
@@ -94,7 +155,7 @@ fn silence_ops(snapshot: &Snapshot, silence: &SilenceDef, most: usize) -> Result
 
 #[cfg(test)]
 mod tests {
-    use kymo_kernel::alert::Matcher;
+    use kymo_kernel::alert::{AlertOrigin, Matcher};
     use kymo_kernel::ids::{Epoch, PartitionId};
     use kymo_kernel::storage::meta::{Author, Edit};
     use uuid::Uuid;
@@ -130,6 +191,7 @@ mod tests {
             annotations: Default::default(),
             channels: Vec::new(),
             paused: false,
+            origin: None,
         };
         AlertDdl::Create { alert: Box::new(alert), if_not_exists: false }
     }
@@ -167,6 +229,45 @@ mod tests {
         assert!(gone.alerts.is_empty());
         assert_eq!(after(&gone, &drop(false)).unwrap_err().code(), Code::AlertNotFound);
         assert_eq!(after(&gone, &drop(true)).unwrap(), gone);
+    }
+
+    #[test]
+    fn rules_of_files_change_with_the_files_alone() {
+        let of_file = |name: &str, hold_ns| {
+            let AlertDdl::Create { alert, .. } = alert(name) else { panic!("no rule") };
+            let origin = AlertOrigin { file: "a.yml".to_owned(), group: "g".to_owned() };
+            AlertDef { hold_ns, origin: Some(origin), ..*alert }
+        };
+        let files = |put: Vec<AlertDef>, drop: &[&str]| AlertDdl::Files {
+            put,
+            drop: drop.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let one = after(&Snapshot::default(), &alert("own")).unwrap();
+        let two = after(&one, &files(vec![of_file("a", 0)], &[])).unwrap();
+        assert_eq!(two.alerts["a"].revision, 1);
+        let changed = after(&two, &files(vec![of_file("a", 7)], &[])).unwrap();
+        assert_eq!((changed.alerts["a"].revision, changed.alerts["a"].hold_ns), (2, 7));
+        // Statements do not change what a file says, nor files what a statement created.
+        for change in [
+            AlertDdl::Drop { name: "a".to_owned(), if_exists: true },
+            AlertDdl::Pause { name: "a".to_owned(), paused: true },
+        ] {
+            let error = after(&changed, &change).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidInput);
+            assert!(error.message().contains("a.yml"), "{error:?}");
+        }
+        let clash = after(&changed, &alert("a")).unwrap_err();
+        assert_eq!(clash.code(), Code::AlreadyExists);
+        assert!(clash.message().contains("a.yml"), "{clash:?}");
+        let clash = after(&changed, &files(vec![of_file("own", 0)], &[])).unwrap_err();
+        assert_eq!(clash.code(), Code::AlreadyExists);
+        let kept = after(&changed, &files(Vec::new(), &["own", "none"])).unwrap();
+        assert_eq!(kept, changed);
+        // One in the place of another, within the limit.
+        let many = after(&changed, &files(vec![of_file("b", 0)], &[])).unwrap_err();
+        assert_eq!(many.code(), Code::LimitReached);
+        let moved = after(&changed, &files(vec![of_file("b", 0)], &["a"])).unwrap();
+        assert_eq!(moved.alerts.keys().collect::<Vec<_>>(), ["b", "own"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Statements about alerts, read by hand: `CREATE ALERT`, `DROP ALERT`, `ALTER ALERT`, `SILENCE`,
-//! `DROP SILENCE`, `ACK` and `EXPLAIN ALERT … OVER`.
+//! `DROP SILENCE`, `ACK`, `RELOAD ALERT RULES` and `EXPLAIN ALERT … OVER`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -134,6 +134,9 @@ pub(in super::super) fn read(
         words.advance();
         let matcher = matcher(&mut words, &["COMMENT"])?;
         ("ACK", AlertStatement::Ack { matcher, comment: comment(&mut words)? })
+    } else if words.take_all(&["RELOAD", "ALERT", "RULES"]) {
+        words.end()?;
+        return Ok(Some(("RELOAD", Command::ReloadAlerts)));
     } else if words.take_all(&["EXPLAIN", "ALERT"]) {
         let backtest = backtest(&mut words)?;
         words.end()?;
@@ -176,6 +179,7 @@ fn rule(words: &mut Words, name: String) -> Result<Rule, Failure> {
         annotations: BTreeMap::new(),
         channels: Vec::new(),
         paused: false,
+        origin: None,
     };
     while clause(words, &mut def)? {}
     Ok(Rule { def, query: Arc::new(query) })
@@ -561,6 +565,7 @@ mod tests {
             ("DROP SILENCE 7", "DROP SILENCE", "DropSilence(7)"),
             ("ACK a WHERE host = 'x' COMMENT 'mine'", "ACK", r#"comment: "mine""#),
             ("ACK a", "ACK", r#"rule: Some("a")"#),
+            ("RELOAD ALERT RULES;", "RELOAD", "ReloadAlerts"),
             ("EXPLAIN ALERT a OVER '30 days'", "EXPLAIN", r#"Named("a")"#),
             (
                 "EXPLAIN ALERT ON (SELECT v FROM t) WHEN v > 1 FOR '1m' OVER '1h'",
@@ -589,6 +594,8 @@ mod tests {
             ("CREATE ALERT a ON (SELECT 1) NO DATA AFTER '5m' AS odd", Code::Syntax),
             ("CREATE ALERT a ON (SELECT 1) LABELS (a)", Code::Syntax),
             ("CREATE ALERT a ON (SELECT 1) extra", Code::Syntax),
+            ("RELOAD ALERT RULES a", Code::Syntax),
+            ("RELOAD ALERT", Code::Syntax),
             ("ALTER ALERT a STOP", Code::Syntax),
             ("SILENCE FOR '1h'", Code::Syntax),
             ("SILENCE a", Code::Syntax),

@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::alert::{ChannelKind, Matcher, Missing, NoData};
+use crate::alert::{AlertOrigin, ChannelKind, Matcher, Missing, NoData};
 use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::digest::Digest;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
@@ -152,8 +152,9 @@ fn retention_of() -> impl Strategy<Value = RetentionOf> {
 fn alert() -> impl Strategy<Value = AlertDef> {
     let means = prop_oneof![Just(Missing::Firing), Just(Missing::Resolved), Just(Missing::Ignore)];
     let no_data = (any::<i64>(), means).prop_map(|(after_ns, means)| NoData { after_ns, means });
+    let origin = ("[fg]", "[gh]").prop_map(|(file, group)| AlertOrigin { file, group });
     (
-        ("[ab]", 1..4u64, any::<bool>()),
+        ("[ab]", 1..4u64, any::<bool>(), proptest::option::of(origin)),
         (proptest::option::of(any::<i64>()), any::<i64>(), any::<i64>()),
         (proptest::option::of(no_data), proptest::option::of("[xy]{0,3}")),
         (settings(), settings(), proptest::collection::vec("[a-c]", 0..3)),
@@ -175,6 +176,7 @@ fn alert() -> impl Strategy<Value = AlertDef> {
                 annotations,
                 channels,
                 paused: names.2,
+                origin: names.3,
             }
         })
 }

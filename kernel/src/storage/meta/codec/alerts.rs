@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::alert::{AlertDef, ChannelDef, ChannelKind, Matcher, Missing, NoData, SilenceDef};
+use crate::alert::{
+    AlertDef, AlertOrigin, ChannelDef, ChannelKind, Matcher, Missing, NoData, SilenceDef,
+};
 use crate::storage::meta::Snapshot;
 
 #[derive(Serialize, Deserialize)]
@@ -24,6 +26,8 @@ pub(super) struct AlertRecord {
     annotations: Vec<(String, String)>,
     channels: Vec<String>,
     paused: bool,
+    /// File and group.
+    origin: Option<(String, String)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,6 +103,7 @@ impl From<&AlertDef> for AlertRecord {
             annotations: from.annotations.clone().into_iter().collect(),
             channels: from.channels.clone(),
             paused: from.paused,
+            origin: from.origin.clone().map(|origin| (origin.file, origin.group)),
         }
     }
 }
@@ -129,6 +134,7 @@ impl From<AlertRecord> for AlertDef {
             annotations: from.annotations.into_iter().collect(),
             channels: from.channels,
             paused: from.paused,
+            origin: from.origin.map(|(file, group)| AlertOrigin { file, group }),
         }
     }
 }
