@@ -365,7 +365,9 @@ impl Shared {
         if periodic && core.unsynced_since.is_none() {
             core.unsynced_since = Some(self.env.clock.monotonic());
         }
-        if sync {
+        // A queue that is never empty must not put off the sync that `periodic` promises.
+        let due = || core.unsynced_since.is_some_and(|since| self.until_sync(since).is_zero());
+        if sync || due() {
             answers.give_while(|durability| durability != Durability::EveryWrite);
             self.sync(core)?;
         }
@@ -415,12 +417,18 @@ impl Shared {
 
     fn sync_when_due(&self, core: &mut Core) -> Stepped {
         let Some(since) = core.unsynced_since else { return Stepped::Idle };
-        let waited = self.env.clock.monotonic().saturating_sub(since);
-        if waited < self.limits.period {
-            return Stepped::SyncIn(self.limits.period - waited);
+        let left = self.until_sync(since);
+        if !left.is_zero() {
+            return Stepped::SyncIn(left);
         }
         self.sync_or_poison(core);
         Stepped::Worked
+    }
+
+    /// What is left of the interval that began with the oldest unsynced `periodic` byte.
+    fn until_sync(&self, since: Duration) -> Duration {
+        let waited = self.env.clock.monotonic().saturating_sub(since);
+        self.limits.period.saturating_sub(waited)
     }
 
     /// The last sync, so that a clean stop costs nothing in any mode.

@@ -101,7 +101,11 @@ fn report(sealed: usize) {
 }
 
 fn remove(env: &Env, info: &FileInfo) -> std::io::Result<()> {
-    env.disk.remove(&info.path)?;
+    match env.disk.remove(&info.path) {
+        // An earlier try removed it and could not sync the folder.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        outcome => outcome?,
+    }
     match info.path.parent() {
         Some(dir) => env.disk.sync_dir(dir),
         None => Ok(()),

@@ -180,6 +180,20 @@ fn modes_are_answered_when_they_say_and_in_order() {
 }
 
 #[test]
+fn a_queue_that_is_never_empty_does_not_put_off_the_periodic_sync() {
+    let bench = Bench::new(2);
+    let journal = bench.open(1);
+    let before = bench.sim.disk.syncs();
+    for name in 0..=10 {
+        bench.append(&journal, name, Durability::Periodic);
+        journal.step();
+        bench.sim.clock.advance(LIMITS.period / 10);
+    }
+    assert_eq!(bench.sim.disk.syncs(), before + 1);
+    assert_eq!(bench.names(), (0..=10).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_torn_tail_is_cut_and_the_log_goes_on() {
     let mut torn = 0;
     for seed in 0..100 {
@@ -366,6 +380,22 @@ fn files_are_trimmed_up_to_a_position_and_not_further() {
     let bench = bench.crash(6);
     let stored = bench.stored().unwrap();
     assert_eq!(stored, (upto.seq.0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn trimming_goes_on_after_a_folder_could_not_be_synced() {
+    let bench = Bench::new(6);
+    let journal = bench.open(1);
+    for name in 0..100 {
+        bench.append(&journal, name, Durability::EveryWrite);
+        journal.step();
+    }
+    let files = bench.log.files(PartitionId::ONLY).all();
+    let upto = files[1].last;
+    bench.sim.disk.fail_after(Operation::SyncDir, 0, Fault::Eio);
+    bench.log.trim(PartitionId::ONLY, upto).unwrap_err();
+    bench.log.trim(PartitionId::ONLY, upto).unwrap();
+    assert_eq!(bench.log.files(PartitionId::ONLY).all().len(), files.len() - 2);
 }
 
 #[test]
