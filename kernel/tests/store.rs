@@ -304,6 +304,23 @@ fn what_a_flush_left_behind_is_removed_at_the_next_start() {
 }
 
 #[test]
+fn a_flush_that_failed_gives_its_room_back() {
+    for operation in [Operation::Append, Operation::Sync, Operation::Link] {
+        let sim = Sim::new(6);
+        let store = open(&sim, &settings()).unwrap();
+        let mut table = Table::create(&store, "cpu");
+        table.append(0, 10).unwrap();
+        let frozen = table.state.freeze().unwrap();
+        sim.disk.fail_after(operation, 0, Fault::Enospc);
+        let error = store.write_frozen(&table.def, &frozen).unwrap_err();
+        assert_eq!(error.code(), Code::DiskFull);
+        assert!(segments(&sim).is_empty(), "{operation:?}: {:?}", segments(&sim));
+        store.write_frozen(&table.def, &frozen).unwrap();
+        assert_eq!(segments(&sim).len(), 1);
+    }
+}
+
+#[test]
 fn damaged_metadata_is_named() {
     let sim = Sim::new(7);
     let store = open(&sim, &settings()).unwrap();

@@ -27,7 +27,8 @@ pub trait SegmentBytes: Send + Sync {
 }
 
 /// A segment that is being written; nobody sees it before [`Upload::publish`]. Dropping it
-/// leaves at most a file whose name ends in [`PARTIAL`].
+/// takes back what was written; a process that ends before leaves a file whose name ends in
+/// [`PARTIAL`].
 pub trait Upload: Write + Send {
     /// Makes the bytes durable and gives them their name, which must not exist.
     ///
@@ -88,7 +89,7 @@ impl SegmentStore for LocalSegments {
             self.disk.create_dir_all(folder).map_err(failed)?;
         }
         let file = self.disk.create(&partial).map_err(failed)?;
-        Ok(Box::new(LocalUpload { disk: self.disk.clone(), file, partial, place }))
+        Ok(Box::new(LocalUpload { disk: self.disk.clone(), file, partial, place, renamed: false }))
     }
 
     fn open(&self, path: &str) -> Result<Arc<dyn SegmentBytes>> {
@@ -136,6 +137,8 @@ struct LocalUpload {
     file: Box<dyn DiskFile>,
     partial: PathBuf,
     place: PathBuf,
+    /// Whether the temporary name is gone.
+    renamed: bool,
 }
 
 impl Write for LocalUpload {
@@ -157,9 +160,22 @@ impl Upload for LocalUpload {
         // A link fails where the name exists, which a rename would not.
         self.disk.link(&self.partial, &self.place).map_err(failed)?;
         self.disk.remove(&self.partial).map_err(failed)?;
+        self.renamed = true;
         match self.place.parent() {
             Some(folder) => self.disk.sync_dir(folder).map_err(failed),
             None => Ok(()),
+        }
+    }
+}
+
+/// What a flush or merge could not finish must not keep the room that the next try needs.
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        if !self.renamed
+            && let Err(error) = self.disk.remove(&self.partial)
+        {
+            let file = self.partial.display();
+            tracing::warn!(%file, %error, "an unfinished segment stays until the next start");
         }
     }
 }
