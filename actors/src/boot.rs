@@ -387,9 +387,11 @@ impl System {
             plugins.stop();
             engine.stop();
             let store = engine.store().clone();
-            pools.foreground("close-store", move || store.close()).await?;
+            let closing = store.clone();
+            pools.foreground("close-store", move || closing.close()).await?;
             drop(watchdog);
-            Ok(())
+            // The last sync may have failed: then the stop was not clean.
+            store.poisoned().map_or(Ok(()), Err)
         });
     }
 }
