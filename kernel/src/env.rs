@@ -2,7 +2,8 @@
 //!
 //! Everything that keeps data or takes decisions receives an [`Env`] instead of asking the
 //! operating system, so that the same code runs on a real machine ([`real`]) and under a
-//! seed, with a disk that forgets, tears and fills up ([`sim`]).
+//! seed, with a disk that forgets, tears and fills up ([`sim`]). [`failpoint`] makes either disk fail at
+//! a chosen step.
 
 use std::any::Any;
 use std::future::Future;
@@ -12,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod failpoint;
 pub mod real;
 pub mod sim;
 

@@ -8,12 +8,16 @@
 //! read), and that a deletion takes its rows for good or not at all. What was not acknowledged may
 //! survive a crash, but only in the order of the log.
 //!
+//! The same model runs once more for each failpoint: the process is killed there, or the power
+//! is cut, or the step fails, at some time of the run.
+//!
 //! `KYMO_SEED=n` replays one seed and prints what it does; `KYMO_SEEDS=n` sets how many run.
 
 mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kymo_kernel::env::failpoint::{Effect, FAILPOINTS, Failpoint, Shot};
 use model::{Coverage, Run, Violation};
 use parking_lot::Mutex;
 
@@ -72,6 +76,58 @@ fn the_store_agrees_with_the_model_after_every_crash() {
         seen.lost,
     ];
     assert!(seeds < 100 || enough.iter().all(|count| *count > 50), "too little met: {seen:?}");
+}
+
+/// Shots at each failpoint and effect, and the seeds that may be tried for them.
+const SHOTS: usize = 4;
+const TRIES: u64 = 400;
+
+const EFFECTS: [Effect; 5] =
+    [Effect::KillBefore, Effect::KillTorn, Effect::KillAfter, Effect::Eio, Effect::Enospc];
+
+/// What went wrong at a failpoint, if anything.
+fn shoot(point: &'static Failpoint, effect: Effect) -> Option<String> {
+    let mut shots = 0;
+    for seed in 0..TRIES {
+        let shot = Shot { first: 1 + seed % 7, ..Shot::once(point, effect) };
+        let mut run = Run::shooting(seed, shot);
+        let outcome = run.all();
+        if let Err(violation) = outcome {
+            return Some(format!("{} {effect:?} seed {seed}: {violation}", point.name()));
+        }
+        if !run.unnamed().is_empty() {
+            return Some(format!("steps without a failpoint: {:?}", run.unnamed()));
+        }
+        shots += usize::from(run.fired());
+        if shots == SHOTS {
+            return None;
+        }
+    }
+    Some(format!("{} {effect:?}: reached {shots} times in {TRIES} runs", point.name()))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_at_any_failpoint() {
+    let orders: Vec<(&'static Failpoint, Effect)> = FAILPOINTS
+        .iter()
+        .flat_map(|point| EFFECTS.map(|effect| (point, effect)))
+        .filter(|(point, effect)| *effect != Effect::KillTorn || point.is_write())
+        .collect();
+    let next = AtomicU64::new(0);
+    let wrong: Vec<String> = std::thread::scope(|scope| {
+        let work = || {
+            let mut wrong = Vec::new();
+            while let Some(&(point, effect)) =
+                orders.get(next.fetch_add(1, Ordering::Relaxed) as usize)
+            {
+                wrong.extend(shoot(point, effect));
+            }
+            wrong
+        };
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// The model must be able to fail: on a disk whose fsync does nothing, it does.

@@ -19,6 +19,7 @@ pub mod clients;
 pub mod collector;
 pub mod component;
 pub mod ledger;
+pub mod load;
 pub mod python;
 pub mod receiver;
 pub mod server;

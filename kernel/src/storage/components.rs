@@ -308,7 +308,7 @@ impl Drop for Staged {
         if !self.published
             && let Err(error) = remove(&*self.components.disk, &self.path)
         {
-            tracing::debug!(%error, "an unfinished upload stays until the next start");
+            tracing::warn!(%error, "an unfinished upload stays until the next start");
         }
     }
 }

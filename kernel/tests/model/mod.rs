@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::digest::Digest;
+use kymo_kernel::env::Env;
+use kymo_kernel::env::failpoint::{Effect, Failpoints, OnError, Shot};
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::ids::{ColumnId, Position, SegmentId, Seq, TableId};
 use kymo_kernel::message::Durability;
@@ -150,8 +152,25 @@ pub struct Run {
     unsure: bool,
     /// Stays false on a disk that lies.
     honest: bool,
+    target: Option<Target>,
     counter: i64,
     narrate: bool,
+}
+
+/// A failpoint that a run has to come by.
+struct Target {
+    shot: Shot,
+    disk: Failpoints,
+    /// The process that was killed there is buried.
+    buried: bool,
+    /// What came of the error was looked at.
+    judged: bool,
+}
+
+impl Target {
+    fn fails(&self) -> bool {
+        matches!(self.shot.effect, Effect::Eio | Effect::Enospc)
+    }
 }
 
 const ROOT: &str = "/store";
@@ -183,9 +202,67 @@ impl Run {
             answers: Answers::default(),
             unsure: false,
             honest: !broken_sync,
+            target: None,
             counter: 0,
             narrate: false,
         }
+    }
+
+    /// A run in which something happens at a failpoint. A kill there is one of the process, or
+    /// takes the power with it.
+    pub fn shooting(seed: u64, shot: Shot) -> Run {
+        let mut run = Run::new(seed, false);
+        let (sim, power_cut) = (run.sim.clone(), run.dice.chance(60));
+        let cut = run.dice.next();
+        let kill = move || {
+            if power_cut {
+                sim.disk.crash(cut);
+            }
+        };
+        let shots = vec![shot.clone()];
+        let disk = Failpoints::new(run.sim.disk.clone(), Path::new(ROOT), shots, kill);
+        run.target = Some(Target { shot, disk, buried: false, judged: false });
+        run
+    }
+
+    /// Whether the failpoint was reached at the time that was ordered.
+    pub fn fired(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.disk.fired() > 0)
+    }
+
+    /// Durable steps that have no name.
+    pub fn unnamed(&self) -> Vec<String> {
+        self.target.as_ref().map(|target| target.disk.unnamed()).unwrap_or_default()
+    }
+
+    /// The outside world of the next process.
+    fn env(&self) -> Env {
+        match &self.target {
+            Some(target) if !target.disk.is_dead() => {
+                Env { disk: Arc::new(target.disk.clone()), ..self.sim.env() }
+            }
+            _ => self.sim.env(),
+        }
+    }
+
+    /// Whether the current process was killed at the failpoint.
+    fn is_killed(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.disk.is_dead() && !target.buried)
+    }
+
+    /// An error at a failpoint comes to what the list of failpoints says.
+    fn judge(&mut self) -> Result<(), Violation> {
+        let stopped = self.store.as_ref().is_some_and(|store| store.poisoned().is_some());
+        let Some(target) = self.target.as_mut() else { return Ok(()) };
+        if !target.fails() || target.disk.fired() == 0 || target.judged {
+            return Ok(());
+        }
+        target.judged = true;
+        let should = target.shot.point.on_error() == OnError::Stop;
+        if stopped != should {
+            return broken(format!("the store stopped: {stopped}, should have: {should}"));
+        }
+        Ok(())
     }
 
     pub fn narrate(&mut self) {
@@ -210,6 +287,16 @@ impl Run {
     }
 
     fn one(&mut self) -> Result<(), Violation> {
+        let outcome = self.step_once();
+        if self.is_killed() {
+            // What a dead process saw does not count.
+            return self.crash_or_kill();
+        }
+        outcome?;
+        self.judge()
+    }
+
+    fn step_once(&mut self) -> Result<(), Violation> {
         if self.store().poisoned().is_some() {
             self.coverage.poisons += 1;
             self.after_poison()?;
@@ -347,6 +434,11 @@ impl Run {
             component.chunks(3).try_for_each(|chunk| staged.append(chunk))?;
             staged.publish(Some(Digest::of(&component)))
         };
+        if self.dice.chance(20) {
+            // Begun and given up.
+            let abandoned = store.components().begin();
+            self.say(|| format!("an upload is given up, begun: {}", abandoned.is_ok()));
+        }
         let held = match upload() {
             Ok(held) => held,
             Err(error) => {
@@ -671,6 +763,10 @@ impl Run {
     }
 
     fn inject(&mut self) {
+        if self.target.as_ref().is_some_and(Target::fails) {
+            // Other errors would hide what came of that one.
+            return;
+        }
         let operations = [
             Operation::Append,
             Operation::Sync,
@@ -719,14 +815,14 @@ impl Run {
         let seed = self.dice.next();
         self.say(|| format!("crash {seed}"));
         self.sim.disk.crash(seed);
-        self.end_process();
+        self.end_process()?;
         self.reopen()
     }
 
     /// SIGKILL: the process is gone, the machine goes on.
     fn kill(&mut self) -> Result<(), Violation> {
         self.say(|| "kill".to_owned());
-        self.end_process();
+        self.end_process()?;
         self.reopen()
     }
 
@@ -738,14 +834,19 @@ impl Run {
             // A clean stop costs nothing, in any mode.
             self.writes.iter_mut().filter(|write| write.acked).for_each(|write| write.safe = true);
         }
-        self.end_process();
+        self.end_process()?;
         self.reopen()
     }
 
-    fn end_process(&mut self) {
+    fn end_process(&mut self) -> Result<(), Violation> {
+        self.judge()?;
+        if let Some(target) = self.target.as_mut() {
+            target.buried = target.disk.is_dead();
+        }
         self.states.clear();
         self.store = None;
         self.answers = Answers::default();
+        Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), Violation> {
@@ -757,12 +858,24 @@ impl Run {
                 self.inject();
             }
             let root = PathBuf::from(ROOT);
-            match Store::open_stepped(self.sim.env(), root, &self.settings) {
+            let fired = self.fired();
+            let opened = Store::open_stepped(self.env(), root, &self.settings);
+            let shot = self.fired() && !fired;
+            if let Some(target) = self.target.as_mut().filter(|_| shot) {
+                // While a store is opened, nothing is there yet that could try again.
+                target.judged = true;
+                let stops = target.shot.point.on_error() == OnError::Stop;
+                if opened.is_ok() && stops && target.fails() {
+                    return broken("the store opened over an error that stops it");
+                }
+                target.buried = opened.is_err() && target.disk.is_dead();
+            }
+            match opened {
                 Ok(store) => {
                     self.store = Some(store);
                     break;
                 }
-                Err(error) if faulty => {
+                Err(error) if faulty || shot => {
                     self.say(|| format!("open failed: {error}"));
                     self.unsure = true;
                     if self.dice.chance(50) {
@@ -774,6 +887,10 @@ impl Run {
         }
         self.sim.disk.set_capacity(None);
         self.sim.disk.heal();
+        if self.is_killed() {
+            // The last thing that opening did.
+            return self.crash_or_kill();
+        }
         self.follow_catalog()?;
         self.compare_recovered()
     }
