@@ -3,118 +3,152 @@
 //! is there whole or not at all, and nothing else is there (W1, W2).
 //!
 //! Small memtables, journal files and compactions make flushes, rotations, metadata edits
-//! and clean-ups fall into the same short lives. `KYMO_TEST_SEED` repeats a run's writes and
+//! and clean-ups fall into the same short lives. Weaker modes of durability lose what their
+//! documentation says, and no more. `KYMO_TEST_SEED` repeats a run's writes and
 //! the number of acknowledgements before each kill.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kymo_tests::{Batch, Ledger, Options, Server, Workload, seed, workload};
+use kymo_kernel::env::failpoint;
+use kymo_tests::load::{Load, busy};
+use kymo_tests::{Ledger, Options, Server, Workload, seed, until, workload};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use reqwest::StatusCode;
-use tokio::sync::Mutex;
 
 const KILLS: usize = 52;
 const WRITERS: usize = 4;
 const TABLES: usize = 3;
-
-fn options() -> Options {
-    Options::new()
-        .setting("memtable.table_bytes", 64 * 1024)
-        .setting("memtable.soft_bytes", 256 * 1024)
-        .setting("journal.file_bytes", 64 * 1024)
-        .setting("compaction.interval_ms", 50)
-        .setting("compaction.min_segments", 2)
-        .setting("compaction.grace_ms", 100)
-}
-
-/// Sends batches until told to stop or until the server is gone.
-async fn write(
-    server: Arc<Server>,
-    ledger: Arc<Ledger>,
-    workload: Arc<Mutex<Workload>>,
-    stop: Arc<AtomicBool>,
-) {
-    let mut workload = workload.lock().await;
-    while !stop.load(Ordering::Relaxed) {
-        let batch: Batch = workload.batch();
-        ledger.sent(&batch);
-        match server.try_write(&batch.lines()).await {
-            Ok(answer) if answer.status == StatusCode::NO_CONTENT => ledger.acknowledged(&batch),
-            // A full queue, or a writer that went away: the batch may be there or not.
-            Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE => {}
-            Ok(answer) => panic!("{}: {}", answer.status, answer.text()),
-            Err(_) => return,
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_rows_survive_sigkill_at_random_moments() {
     let seed = seed();
     println!("KYMO_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let ledger = Arc::new(Ledger::default());
-    let tables: Vec<String> = (0..TABLES).map(workload::table).collect();
-    let workloads: Vec<_> = (0..WRITERS)
-        .map(|writer| Arc::new(Mutex::new(Workload::new(seed, writer, TABLES))))
-        .collect();
-
-    let mut server = Server::start(options());
+    let load = Load::new(seed, WRITERS, TABLES);
+    let mut server = Server::start(busy());
     let mut inside_the_first_answers = 0;
     for kill in 0..KILLS {
-        let running = Arc::new(server);
-        let stop = Arc::new(AtomicBool::new(false));
-        let writers: Vec<_> = workloads
-            .iter()
-            .map(|workload| {
-                tokio::spawn(write(
-                    Arc::clone(&running),
-                    Arc::clone(&ledger),
-                    Arc::clone(workload),
-                    Arc::clone(&stop),
-                ))
-            })
-            .collect();
-
         // The moment: after a seeded number of acknowledgements, plus a few microseconds
         // that no seed controls. Every tenth life is long enough for flushes to finish.
         let more: u64 =
             if kill % 10 == 9 { random.random_range(200..400) } else { random.random_range(0..60) };
         inside_the_first_answers += usize::from(more < 4);
-        let spin = Duration::from_micros(random.random_range(0..2000));
-        let waiting = Arc::clone(&ledger);
-        let target = ledger.count() + more;
-        tokio::task::spawn_blocking(move || {
-            waiting.wait_for(target, Duration::from_secs(60));
-            let start = Instant::now();
-            while start.elapsed() < spin {
-                std::hint::spin_loop();
-            }
-        })
-        .await
-        .unwrap();
-        kill_process(&running);
-        stop.store(true, Ordering::Relaxed);
-        for writer in writers {
-            writer.await.unwrap();
-        }
-        server = Arc::into_inner(running).expect("all writers have ended");
-        server.wait(Duration::from_secs(10));
-        server = server.restart();
-        if let Err(wrong) = ledger.check(&server, &tables).await {
+        server = live_and_die(&load, server, more, &mut random).await.restart();
+        if let Err(wrong) = load.check(&server).await {
             panic!("KYMO_TEST_SEED={seed}, after kill {kill}:\n{wrong}");
         }
     }
     println!(
         "{KILLS} kills ({inside_the_first_answers} within the first answers), {} batches and {} \
          rows acknowledged, all there",
-        ledger.count(),
-        ledger.rows()
+        load.ledger.count(),
+        load.ledger.rows()
     );
-    assert!(ledger.count() > KILLS as u64, "the server hardly lived");
+    assert!(load.ledger.count() > KILLS as u64, "the server hardly lived");
+}
+
+/// Lets writers loose on a server, and kills it after so many acknowledgements more and up to
+/// two milliseconds.
+async fn live_and_die(load: &Load, server: Server, more: u64, random: &mut StdRng) -> Server {
+    let running = Arc::new(server);
+    let working = load.write(&running);
+    let spin = Duration::from_micros(random.random_range(0..2000));
+    let (waiting, target) = (Arc::clone(&load.ledger), load.ledger.count() + more);
+    tokio::task::spawn_blocking(move || {
+        waiting.wait_for(target, Duration::from_secs(60));
+        let start = Instant::now();
+        while start.elapsed() < spin {
+            std::hint::spin_loop();
+        }
+    })
+    .await
+    .unwrap();
+    kill_process(&running);
+    working.stop().await;
+    let mut server = Arc::into_inner(running).expect("all writers have ended");
+    server.wait(Duration::from_secs(10));
+    server
+}
+
+const MODES: [&str; 4] = ["every_write", "periodic", "os_default", "none"];
+const KILLS_OF_A_MODE: usize = 5;
+
+/// Checks what a kill left: only writes that asked for `none` may be lost, and of those one group
+/// commit, which holds at most one batch of each writer, and that one its newest.
+async fn check_losses(load: &Load, server: &Server, mode: &str, context: &str) -> usize {
+    let lost = match load.ledger.take_lost(server, &load.tables).await {
+        Ok(lost) => lost,
+        Err(wrong) => panic!("{context}:\n{wrong}"),
+    };
+    assert!(mode == "none" || lost.is_empty(), "{context}: {lost:?} is lost");
+    assert!(lost.len() <= WRITERS, "{context}: {lost:?} is lost");
+    for (_, writer, number) in &lost {
+        let kept = load.ledger.last_of(writer);
+        assert!(kept.is_none_or(|kept| kept < *number), "{context}: {writer} {number} of {kept:?}");
+    }
+    lost.len()
+}
+
+/// The server's mode, and the mode that requests choose over another one of the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_durability_costs_a_sigkill_what_it_says() {
+    let seed = seed();
+    println!("KYMO_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for (at, mode) in MODES.into_iter().enumerate() {
+        let other = MODES[MODES.len() - 1 - at];
+        for (of_server, parameter) in
+            [(mode, String::new()), (other, format!("&durability={mode}"))]
+        {
+            let load = Load::new(seed, WRITERS, TABLES).with_parameters(&parameter);
+            let mut server = Server::start(busy().argument("--durability").argument(of_server));
+            for kill in 0..KILLS_OF_A_MODE {
+                let more = random.random_range(5..120);
+                server = live_and_die(&load, server, more, &mut random).await.restart();
+                let context = format!("KYMO_TEST_SEED={seed}, {of_server}{parameter}, kill {kill}");
+                check_losses(&load, &server, mode, &context).await;
+            }
+            println!("{of_server}{parameter}: {} batches acknowledged", load.ledger.count());
+        }
+    }
+}
+
+/// A disk that stops to answer at a write, and a kill: the moment that costs `none` something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_none_acknowledges_what_is_not_written() {
+    let seed = seed();
+    println!("KYMO_TEST_SEED={seed}");
+    for mode in MODES {
+        let load = Load::new(seed, WRITERS, TABLES);
+        let folder = tempfile::tempdir().unwrap();
+        let options = busy().data_dir(folder.path().join("data"));
+        let options = options.argument("--durability").argument(mode);
+        let hanging = options.clone().environment(failpoint::VARIABLE, "journal.write=hang@40");
+        let server = Arc::new(Server::start(hanging));
+        let working = load.write(&server);
+        let (watched, ledger) = (Arc::clone(&server), Arc::clone(&load.ledger));
+        tokio::task::spawn_blocking(move || {
+            watched.wait_for_log("failpoint reached", Duration::from_secs(60));
+            let (mut last, mut looks) = (ledger.count(), 0);
+            until("the last answers", Duration::from_secs(60), || {
+                let now = ledger.count();
+                looks = if now == last { looks + 1 } else { 0 };
+                last = now;
+                (looks >= 40).then_some(())
+            });
+        })
+        .await
+        .unwrap();
+        kill_process(&server);
+        working.stop().await;
+        drop(server);
+        let server = Server::start(options);
+        let lost =
+            check_losses(&load, &server, mode, &format!("KYMO_TEST_SEED={seed}, {mode}")).await;
+        println!("{mode}: {lost} of {} batches lost", load.ledger.count());
+        assert_eq!(lost > 0, mode == "none", "{mode}: {lost} batches are lost");
+    }
 }
 
 fn kill_process(server: &Server) {
@@ -174,7 +208,7 @@ async fn deleted_rows_stay_away_through_sigkill_and_no_other_row_goes() {
     let table = workload::table(0);
     let mut workload = Workload::new(seed, 0, 1);
     let (mut written, mut deletions): (u64, Vec<Deletion>) = (0, Vec::new());
-    let mut server = Server::start(options());
+    let mut server = Server::start(busy());
     for kill in 0..DELETING_KILLS {
         // Whole ranges first, so that what a deletion must take is known.
         for _ in 0..random.random_range(1..4) * RANGE {

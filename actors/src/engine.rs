@@ -87,13 +87,18 @@ impl Engine {
         let feed = start_feed(supervisor, &hub);
         let publisher = Publisher::new(hub.clone(), feed.port(feed_budget(settings)));
         let memory = Memory::new(settings.memtable.soft_bytes, settings.memtable.hard_bytes);
+        let durability = Durability::from_str(&settings.journal.durability)?;
+        if durability != Durability::EveryWrite {
+            let mode = &settings.journal.durability;
+            tracing::warn!(durability = %mode, "a power cut can cost acknowledged writes");
+        }
         let context = writer::Context {
             store: store.clone(),
             flusher: Flusher::new(store.clone(), pools.clone(), env.clock.clone()),
             feed: publisher,
             clock: env.clock.clone(),
             limits: writer_limits(settings),
-            durability: Durability::from_str(&settings.journal.durability)?,
+            durability,
         };
         let wait = Duration::from_millis(settings.ingest.queue_timeout_ms);
         let append = Budget::bytes(MESSAGES, settings.memtable.queue_bytes, wait);

@@ -23,6 +23,9 @@ enum State {
     Refused,
 }
 
+/// Table, writer and number of a batch.
+pub type Key = (String, String, i64);
+
 #[derive(Debug, Clone)]
 struct Entry {
     rows: i64,
@@ -33,7 +36,7 @@ struct Entry {
 /// One book for all writers.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    entries: Mutex<BTreeMap<(String, String, i64), Entry>>,
+    entries: Mutex<BTreeMap<Key, Entry>>,
     acknowledged: Mutex<u64>,
     changed: Condvar,
 }
@@ -93,6 +96,40 @@ impl Ledger {
     /// # Errors
     /// A sentence for each batch that is wrong, at most twenty.
     pub async fn check(&self, server: &Server, tables: &[String]) -> Result<(), String> {
+        let (lost, mut wrong) = self.compare(server, tables).await;
+        wrong.extend(lost.iter().map(|batch| format!("{batch:?} is lost")));
+        wrong.truncate(20);
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    }
+
+    /// As [`Ledger::check`], but acknowledged batches may be missing. Gives those, and forgets
+    /// that they were acknowledged.
+    ///
+    /// # Errors
+    /// A sentence for each batch that is wrong otherwise, at most twenty.
+    pub async fn take_lost(&self, server: &Server, tables: &[String]) -> Result<Vec<Key>, String> {
+        let (lost, mut wrong) = self.compare(server, tables).await;
+        wrong.truncate(20);
+        if !wrong.is_empty() {
+            return Err(wrong.join("\n"));
+        }
+        let mut entries = self.entries.lock().unwrap();
+        for batch in &lost {
+            entries.get_mut(batch).expect("a batch that was sent").state = State::Unknown;
+        }
+        Ok(lost)
+    }
+
+    /// The number of the last batch of a writer that was acknowledged.
+    #[must_use]
+    pub fn last_of(&self, writer: &str) -> Option<i64> {
+        let entries = self.entries.lock().unwrap();
+        let acknowledged = entries.iter().filter(|(_, entry)| entry.state == State::Acknowledged);
+        acknowledged.filter(|(key, _)| key.1 == writer).map(|(key, _)| key.2).max()
+    }
+
+    /// What was acknowledged and is not there, and sentences for what is wrong otherwise.
+    async fn compare(&self, server: &Server, tables: &[String]) -> (Vec<Key>, Vec<String>) {
         let mut found = BTreeMap::new();
         for table in tables {
             for row in stored(server, table).await {
@@ -100,10 +137,10 @@ impl Ledger {
                 found.insert(batch, (number(&row, "rows"), number(&row, "sum")));
             }
         }
-        let mut wrong = Vec::new();
+        let (mut lost, mut wrong) = (Vec::new(), Vec::new());
         for (batch, entry) in self.entries.lock().unwrap().iter() {
             match (found.remove(batch), entry.state) {
-                (None, State::Acknowledged) => wrong.push(format!("{batch:?} is lost")),
+                (None, State::Acknowledged) => lost.push(batch.clone()),
                 (None, _) => {}
                 (Some(_), State::Refused) => {
                     wrong.push(format!("{batch:?} was refused but is there"))
@@ -116,12 +153,11 @@ impl Ledger {
             }
         }
         wrong.extend(found.keys().map(|batch| format!("{batch:?} was never sent")));
-        wrong.truncate(20);
-        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+        (lost, wrong)
     }
 }
 
-fn key(batch: &Batch) -> (String, String, i64) {
+fn key(batch: &Batch) -> Key {
     (batch.table.clone(), format!("w{}", batch.writer), batch.number as i64)
 }
 

@@ -427,6 +427,35 @@ async fn no_sync_asks_for_less() {
 }
 
 #[tokio::test]
+async fn a_request_chooses_its_durability_on_every_endpoint() {
+    let server = server();
+    for path in [V1, V2, V3, "/write/kymo?x=1"] {
+        let body = if path.contains("/kymo?") { r#"[{"v": 1}]"# } else { "m v=1" };
+        for (name, mode) in [
+            ("every_write", Durability::EveryWrite),
+            ("periodic", Durability::Periodic),
+            ("os_default", Durability::OsDefault),
+            ("none", Durability::None),
+        ] {
+            let answer = server.post(&format!("{path}&durability={name}"), body).await;
+            assert!(answer.status.is_success(), "{path}: {}", answer.text());
+            let asked = server.fake.writes.lock().last().and_then(|write| write.durability);
+            assert_eq!(asked, Some(mode), "{path}");
+        }
+        let written = server.fake.writes.lock().len();
+        for wish in ["durability=sometimes", "durability=every_write&no_sync=true"] {
+            let answer = server.post(&format!("{path}&{wish}"), body).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}: {}", answer.text());
+            assert!(answer.text().contains("os_default"), "{path}: {}", answer.text());
+        }
+        assert_eq!(server.fake.writes.lock().len(), written, "{path}: nothing refused is written");
+    }
+    server.post(&format!("{V3}&durability=os_default&no_sync=true"), "m v=1").await;
+    let asked = server.fake.writes.lock().last().and_then(|write| write.durability);
+    assert_eq!(asked, Some(Durability::OsDefault));
+}
+
+#[tokio::test]
 async fn every_form_of_credentials_gets_in_and_others_do_not() {
     let server = server();
     let basic = "Basic YWRhOnNlY3JldA==";

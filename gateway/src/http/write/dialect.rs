@@ -51,11 +51,33 @@ pub(super) fn request(
     parameters: &Parameters,
     catalog: &Snapshot,
 ) -> Result<Request, Box<Response>> {
-    match api {
+    let request = match api {
         Api::V1 => v1(parameters, catalog),
         Api::V2 => v2(parameters, catalog),
         _ => v3(parameters),
+    };
+    let durability = durability(parameters).map_err(|error| bad(api, error.message()))?;
+    Ok(Request { durability, ..request? })
+}
+
+/// How durable a request wants to be when it is answered: `durability=MODE`, the same on every
+/// endpoint, or `no_sync=true` as InfluxDB 3 has it. What a request asks for is what it gets, be
+/// that more or less than the server's own mode; two wishes that differ are refused.
+///
+/// # Errors
+/// `invalid_input` for a mode that does not exist, and for a contradiction.
+pub(super) fn durability(parameters: &Parameters) -> Result<Option<Durability>, Error> {
+    let unsynced = parameters.flag("no_sync", false).then_some(Durability::OsDefault);
+    let Some(text) = parameters.get("durability") else { return Ok(unsynced) };
+    let asked = text.parse::<Durability>().map_err(|error| {
+        let hint = error.hint().unwrap_or_default();
+        Error::new(Code::InvalidInput, format!("{} ({hint})", error.message()))
+    })?;
+    if unsynced.is_some_and(|unsynced| unsynced != asked) {
+        let text = format!("no_sync=true asks for os_default, durability for {text}: choose one");
+        return Err(Error::new(Code::InvalidInput, text));
     }
+    Ok(Some(asked))
 }
 
 fn v1(parameters: &Parameters, catalog: &Snapshot) -> Result<Request, Box<Response>> {
@@ -135,7 +157,7 @@ fn v3(parameters: &Parameters) -> Result<Request, Box<Response>> {
         api: Api::V3,
         database: database.to_owned(),
         precision,
-        durability: parameters.flag("no_sync", false).then_some(Durability::OsDefault),
+        durability: None,
         partial: parameters.flag("accept_partial", true),
     })
 }

@@ -28,6 +28,7 @@ pub(super) async fn take(
     let target = target(place, parameters)?;
     let partial = parameters.flag("accept_partial", true);
     let precision = precision(parameters)?;
+    let durability = super::dialect::durability(parameters)?;
     let content = receive(app, headers, body).await?;
     let options = line_options(app, &target.database, precision);
     let backend = Arc::clone(&app.backend);
@@ -38,7 +39,7 @@ pub(super) async fn take(
     let mut position = None;
     let (mut written, mut refused) = (0, 0);
     if !parsed.batches.is_empty() && (partial || parsed.bad_records == 0) {
-        let acked = write(&*app.backend, parsed.batches, None, partial).await?;
+        let acked = write(&*app.backend, parsed.batches, durability, partial).await?;
         written = acked.rows;
         refused = acked.refused;
         position = acked.position;
