@@ -49,6 +49,6 @@ pub use line::{Argument, Emit, Transformed, coerced};
 pub use memory::MemoryAccount;
 pub use pipeline::Pipeline;
 pub use query::QueryPlugins;
-pub use registry::{Canary, Entry, Event, PluginMap, Registry, State};
+pub use registry::{Canary, Entry, Event, PluginMap, Registry, State, untried};
 pub use stats::{Counts, Fault};
 pub use version::{PluginFunction, PluginVersion};

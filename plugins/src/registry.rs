@@ -62,6 +62,13 @@ pub struct Canary {
     pub percent: u8,
 }
 
+/// A seed near this one of a query that gets no version on trial.
+#[must_use]
+pub fn untried(seed: u64) -> u64 {
+    // A trial is of fewer than a hundred of a hundred.
+    (seed / 100).max(1) * 100 - 1
+}
+
 /// A plugin and its versions.
 #[derive(Debug, Clone)]
 pub struct Entry {

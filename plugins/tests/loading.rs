@@ -15,7 +15,9 @@ use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::Float64Type;
 use kymo_kernel::Code;
 use kymo_kernel::env::{Clock, real::RealClock};
-use kymo_plugins::{Argument, Event, LoadOptions, OwnLimits, PluginVersion, QueryPlugins, State};
+use kymo_plugins::{
+    Argument, Event, LoadOptions, OwnLimits, PluginVersion, QueryPlugins, State, untried,
+};
 use parking_lot::Mutex;
 use support::lab::{evil, lab, lab_with_factor};
 use support::{Bench, around, bench, function, start};
@@ -306,6 +308,9 @@ fn a_canary_gets_its_share_and_is_withdrawn_when_it_fails() {
     let share =
         (0..1000).filter(|seed| entry.version(*seed).unwrap().plugin() == new.plugin()).count();
     assert_eq!(share, 250);
+    for seed in (0..300).chain([u64::MAX]) {
+        assert_eq!(entry.version(untried(seed)).unwrap().plugin(), old.plugin(), "{seed}");
+    }
     let query = bench.query();
     trap(&query, &new);
     assert!(events.lock().is_empty());

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::rejected::Refused;
-use crate::plugin_manager::publish::LOADING;
+use crate::plugin_manager::publish::loading;
 
 /// Runs transforms; cheap to clone.
 #[derive(Clone)]
@@ -317,11 +317,7 @@ impl Shared {
                 .with_hint("set plugins.enabled = true")
         })?;
         let map = host.registry().snapshot();
-        let loading = match map.get(plugin) {
-            Ok(entry) => entry.state.reason() == Some(LOADING),
-            Err(_) => known.plugins.contains_key(plugin),
-        };
-        if loading {
+        if loading(&map, known, plugin) {
             let text = format!("plugin {plugin} is still being loaded");
             return Err(Error::new(Code::Busy, text).with_hint("send the same request again"));
         }

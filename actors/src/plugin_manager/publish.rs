@@ -6,14 +6,24 @@ use std::sync::{Arc, Weak};
 use kymo_kernel::Result;
 use kymo_kernel::message::PluginDdl;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
-use kymo_plugins::{PluginHost, PluginVersion, Registry};
+use kymo_kernel::storage::meta::Snapshot;
+use kymo_plugins::{PluginHost, PluginMap, PluginVersion, Registry};
 use tracing::{debug, warn};
 
 use super::install::options;
 use super::{CACHE, Context};
 
 /// Why a plugin cannot be called yet after a start; it is about to change.
-pub(crate) const LOADING: &str = "it is still being loaded";
+const LOADING: &str = "it is still being loaded";
+
+/// Whether a plugin cannot be called yet, after a start, and is about to be: who needs it
+/// comes again.
+pub(crate) fn loading(plugins: &PluginMap, known: &Snapshot, name: &str) -> bool {
+    match plugins.get(name) {
+        Ok(entry) => entry.state.reason() == Some(LOADING),
+        Err(_) => known.plugins.contains_key(name),
+    }
+}
 
 /// Until a plugin is loaded, its functions say so.
 pub(super) fn announce(context: &Context) {

@@ -25,7 +25,7 @@ use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools};
 use kymo_kernel::schema::SYSTEM_SCHEMA;
 use kymo_kernel::{Code, Error, Result};
-use kymo_plugins::PluginHost;
+use kymo_plugins::{PluginHost, untried};
 use tokio::sync::{mpsc, oneshot};
 
 use super::allow::{administrator, writable};
@@ -176,6 +176,23 @@ impl Engine {
             cancel,
             deadline,
             seed: self.env.random.next_u64(),
+            time_ns: self.env.clock.now_ns(),
+        })
+    }
+
+    /// As [`Engine::lend`], for one of the runs of a query whose result is kept: it gets no
+    /// version on trial, so that no result is of one version here and of another one there.
+    pub(super) fn lend_kept(
+        &self,
+        session: &Arc<SessionContext>,
+        planned: &Planned,
+        cancel: Arc<AtomicBool>,
+        deadline: Option<Duration>,
+    ) -> Result<(SessionState, Option<Arc<Lending>>)> {
+        self.lend_on(session, &planned.calls, || Terms {
+            cancel,
+            deadline,
+            seed: untried(self.env.random.next_u64()),
             time_ns: self.env.clock.now_ns(),
         })
     }
@@ -608,7 +625,11 @@ impl Engine {
     async fn open(&self, job: &Job, gone: &Gone) -> Result<Opening> {
         let began = self.env.clock.monotonic();
         let deadline = job.limits.deadline;
-        let (state, lending) = self.lend(&job.session, job.planned()?, gone.flag(), deadline)?;
+        let (session, planned) = (&job.session, job.planned()?);
+        let (state, lending) = match job.change {
+            Some(_) => self.lend_kept(session, planned, gone.flag(), deadline)?,
+            None => self.lend(session, planned, gone.flag(), deadline)?,
+        };
         let mut plan = self.bound_or_explained(&state, lending.as_ref(), job).await?;
         if let Some(change) = &job.change {
             plan = change(&state, plan)?;

@@ -232,7 +232,7 @@ impl Engine {
     ) -> Result<(LogicalPlan, Class)> {
         let planned = planned(statement)?;
         // Functions of plugins are there for planning, so that the reason can name them.
-        let (state, lending) = self.lend(session, planned, Arc::default(), None)?;
+        let (state, lending) = self.lend_kept(session, planned, Arc::default(), None)?;
         let plan = self.query_plan(&state, statement, parameters).await?;
         let own = self.state(session);
         let lent = planned.calls.iter().find(|call| !has_function(&own, call));

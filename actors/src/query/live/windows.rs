@@ -46,7 +46,7 @@ impl Engine {
         if planned.sets {
             return Err(refused("set_config() changes the session"));
         }
-        let (state, _lending) = self.lend(&session, planned, Arc::default(), None)?;
+        let (state, _lending) = self.lend_kept(&session, planned, Arc::default(), None)?;
         let plan = self.query_plan(&state, &statement, &parameters).await?;
         let tables = tables(&plan)?;
         let moving = moving(&plan)?;

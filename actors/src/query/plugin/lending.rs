@@ -28,6 +28,7 @@ use super::meant;
 use super::scalar::PluginScalar;
 use super::table::PluginTableFunction;
 use super::window::PluginWindow;
+use crate::plugin_manager::publish::loading;
 
 /// What ends the calls of a statement, and what they may know.
 pub(in super::super) struct Terms {
@@ -139,19 +140,7 @@ impl Lending {
     /// # Errors
     /// `plugin_unavailable` with the reason; `function_not_found`.
     pub(super) fn resolve(&self, called: &Called) -> Result<Option<PluginFunction>> {
-        let (plugin, function) = match called.parts.as_slice() {
-            [plugin, function] => (plugin.as_str(), function.as_str()),
-            [name] => match self.catalog.functions.get(name) {
-                Some(def) => (def.plugin.as_str(), def.function.as_str()),
-                None => return Ok(None),
-            },
-            _ => return Ok(None),
-        };
-        match self.plugins.function(plugin, function, self.seed) {
-            Ok(function) => Ok(Some(function)),
-            Err(error) if error.code() == Code::PluginNotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        resolve(called, &self.plugins, &self.catalog, self.seed)
     }
 
     /// An error of planning a statement that makes these calls, with a hint where it is about
@@ -227,6 +216,32 @@ impl Lending {
             Some(error) => Err(error.clone()),
             None => Ok(()),
         }
+    }
+}
+
+/// The function of a plugin that a name means; `None` if it means none.
+fn resolve(
+    called: &Called,
+    plugins: &PluginMap,
+    catalog: &Snapshot,
+    seed: u64,
+) -> Result<Option<PluginFunction>> {
+    let (plugin, function) = match called.parts.as_slice() {
+        [plugin, function] => (plugin.as_str(), function.as_str()),
+        [name] => match catalog.functions.get(name) {
+            Some(def) => (def.plugin.as_str(), def.function.as_str()),
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    if loading(plugins, catalog, plugin) {
+        let text = format!("plugin {plugin} is still being loaded");
+        return Err(Error::new(Code::Busy, text).with_hint("send the same request again"));
+    }
+    match plugins.function(plugin, function, seed) {
+        Ok(function) => Ok(Some(function)),
+        Err(error) if error.code() == Code::PluginNotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
