@@ -75,7 +75,11 @@ pub fn start_host(
         return Ok(None);
     }
     let folder: PathBuf = settings.server.data_dir.join(CACHE);
-    let compiler = Compiler::this_program(&settings.plugins)?;
+    // The program of a unit test is no compiler.
+    let compiler = match cfg!(test) {
+        true => Compiler::in_process(&settings.plugins),
+        false => Compiler::this_program(&settings.plugins)?,
+    };
     PluginHost::start(&settings.plugins, &folder, env.clone(), compiler).map(Some)
 }
 

@@ -240,10 +240,15 @@ impl QueryPlugins {
         if let Some(permit) = permits.try_take() {
             return Ok(permit);
         }
-        let unused = std::mem::take(&mut *self.idle.lock());
-        drop(unused);
+        self.rest();
         let clock = &self.host.engine().env().clock;
         permits.take(|| self.context.check(clock.as_ref()))
+    }
+
+    /// Gives up the instances that no call uses.
+    pub fn rest(&self) {
+        let unused = std::mem::take(&mut *self.idle.lock());
+        drop(unused);
     }
 
     pub(crate) fn host(&self) -> &Arc<PluginHost> {

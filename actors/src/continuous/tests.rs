@@ -130,6 +130,9 @@ fn own(rows: &[&str]) -> Vec<String> {
 }
 
 const OUT: &str = "SELECT time, host, n, total, top FROM out";
+/// Windows of three minutes, one each minute.
+const HOPS: &str = "SELECT unnest(time_hops('1m', '3m', time)) AS time, host, count(*) AS n, \
+     count(DISTINCT value) AS total, max(value) AS top FROM cpu GROUP BY 1, 2";
 
 async fn begin(system: &System, terms: &str) {
     sql(system, TABLE).await;
@@ -376,6 +379,36 @@ fn history_comes_by_backfill_and_is_told_as_it_goes() {
 }
 
 #[test]
+fn windows_that_overlap_are_corrected_and_backfilled_one_by_one() {
+    World::new(13).life(async |system| {
+        sql(&system, TABLE).await;
+        put(&system, "('a', 1, '2024-01-01 00:00:30'), ('b', 1, '2024-01-01 00:10:30')").await;
+        sql(&system, &format!("CREATE CONTINUOUS QUERY q INTO out AS {HOPS}")).await;
+        let class = "SELECT class FROM system.continuous_queries";
+        until(&system, class, &own(&["windows"])).await;
+        // Three windows have an instant of this second, and only these are computed.
+        let told =
+            sql(&system, "BACKFILL q FROM '2024-01-01 00:10' TO '2024-01-01 00:10:01'").await;
+        assert_eq!(told.last().unwrap(), "3|3|3|2024-01-01T00:11:00Z");
+        pass(&system, 3000).await;
+        assert_eq!(sql(&system, "SELECT count(*) FROM out").await, ["3"]);
+        put(&system, "('b', 2, '2024-01-01 00:11:10')").await;
+        let late = "SELECT time, host, n, total, top FROM out WHERE time > '2024-01-01 00:05'";
+        let wanted = format!("SELECT * FROM ({HOPS}) AS x WHERE time > '2024-01-01 00:05'");
+        until_equal(&system, late, &wanted).await;
+        assert_eq!(sql(&system, "SELECT count(*) FROM out").await, ["4"]);
+        sql(&system, "BACKFILL q FROM '2000-01-01' TO now()").await;
+        until_equal(&system, OUT, HOPS).await;
+        assert_eq!(sql(&system, "SELECT count(*) FROM out").await, ["7"]);
+        put(&system, "('b', 9, '2024-01-01 00:10:30'), ('c', 5, '2024-01-01 00:00:10')").await;
+        until_equal(&system, OUT, HOPS).await;
+        sql(&system, "DELETE FROM cpu WHERE host = 'b' AND time > '2024-01-01 00:11'").await;
+        until_equal(&system, OUT, HOPS).await;
+        assert_eq!(sql(&system, "SELECT count(*) FROM out WHERE host = 'b'").await, ["3"]);
+    });
+}
+
+#[test]
 fn a_query_that_cannot_go_on_pauses_with_the_reason_and_resumes_without_loss() {
     let world = World::new(9);
     let state = "SELECT state, reason FROM system.continuous_queries WHERE name = 'q'";
@@ -533,6 +566,7 @@ fn crashes(seed: u64) {
     world.life(async |system| {
         begin(&system, if seed.is_multiple_of(5) { "EVERY '1s'" } else { "" }).await;
         sql(&system, &format!("CREATE CONTINUOUS QUERY chained INTO out_10 AS {chained}")).await;
+        sql(&system, &format!("CREATE CONTINUOUS QUERY hops INTO out_3 AS {HOPS}")).await;
     });
     for life in 0..4 {
         world.sim.disk.crash(seed * 10 + life);
@@ -549,6 +583,7 @@ fn crashes(seed: u64) {
     world.life(async |system| {
         until_equal(&system, OUT, BY_MINUTE).await;
         until_equal(&system, "SELECT time, n FROM out_10", chained).await;
+        until_equal(&system, &OUT.replace("FROM out", "FROM out_3"), HOPS).await;
         let twice = "SELECT time, host FROM out GROUP BY 1, 2 HAVING count(*) > 1";
         assert_eq!(sql(&system, twice).await, own_none(), "seed {seed}");
     });

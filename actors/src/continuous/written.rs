@@ -91,8 +91,7 @@ impl Written {
     /// that are not remembered may lie there.
     pub(super) fn must_read(&self, starts: TimeRange, version: &Version) -> bool {
         let known = self.windows.range(starts.first..=starts.last).count();
-        let width = i128::from(self.spec.width);
-        let wanted = (i128::from(starts.last) - i128::from(starts.first)) / width + 1;
+        let wanted = self.spec.count(starts);
         i128::try_from(known).is_ok_and(|known| known < wanted) && holds(version, starts)
     }
 
@@ -346,7 +345,7 @@ mod tests {
     }
 
     fn written(most: usize) -> Written {
-        let spec = WindowSpec { column: 1, width: MINUTE, origin: 0 };
+        let spec = WindowSpec { column: 1, width: MINUTE, hop: MINUTE, origin: 0 };
         Written::new(target(), spec, most).unwrap()
     }
 

@@ -124,12 +124,11 @@ impl Sent {
         if self.known_from == i64::MIN || last < starts.first {
             return Some(BTreeSet::new());
         }
-        if last.saturating_sub(starts.first) / window.width > MOST_CLEARED {
+        if last.saturating_sub(starts.first) / window.hop > MOST_CLEARED {
             return None;
         }
-        let all = std::iter::successors(Some(window.start(last)), |start| {
-            start.checked_sub(window.width)
-        });
+        let all =
+            std::iter::successors(Some(window.start(last)), |start| start.checked_sub(window.hop));
         let inside = all.take_while(|start| *start >= starts.first);
         Some(inside.filter(|start| !self.windows.contains_key(start)).collect())
     }
@@ -212,7 +211,7 @@ impl Sent {
         while self.bytes > self.most && self.windows.len() > 1 {
             let Some((start, rows)) = self.windows.pop_first() else { return };
             self.count(self.bytes.saturating_sub(row_bytes(&rows)));
-            self.known_from = self.known_from.max(start.saturating_add(window.width));
+            self.known_from = self.known_from.max(window.next(start));
             metrics().live.evicted_windows.inc();
         }
     }
@@ -319,7 +318,7 @@ mod tests {
     }
 
     fn sent(keys: Option<Vec<usize>>, most: usize) -> Sent {
-        let window = WindowSpec { column: 0, width: 10, origin: 0 };
+        let window = WindowSpec { column: 0, width: 10, hop: 10, origin: 0 };
         Sent::new(schema(), Some(window), keys, most).unwrap()
     }
 

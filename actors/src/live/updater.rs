@@ -308,7 +308,7 @@ impl Updater {
         let middle = window.start(first.saturating_add(last.saturating_sub(first) / 2));
         Some([
             TimeRange { first: starts.first, last: middle },
-            TimeRange { first: middle.saturating_add(window.width), last: starts.last },
+            TimeRange { first: window.next(middle), last: starts.last },
         ])
     }
 

@@ -214,6 +214,13 @@ impl Engine {
         Ok((state, Some(lending)))
     }
 
+    /// Whether the names that a statement calls still mean what they meant for this lending.
+    pub(super) fn still_lent(&self, lending: &Lending, planned: &Planned) -> bool {
+        let plugins = self.plugins.as_ref().map(|host| host.registry().snapshot());
+        let catalog = self.tables.catalog();
+        plugins.is_some_and(|plugins| lending.holds(&planned.calls, &plugins, &catalog))
+    }
+
     /// The settings of the process.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings

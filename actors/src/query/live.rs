@@ -247,7 +247,7 @@ impl Engine {
         Ok((plan, class))
     }
 
-    async fn query_plan(
+    pub(super) async fn query_plan(
         &self,
         state: &SessionState,
         statement: &Statement,

@@ -30,6 +30,7 @@ mod window;
 use datafusion::common::DataFusionError;
 use kymo_kernel::Error;
 
+pub(super) use aggregate::is_of_plugin;
 pub(super) use batches::coalesced;
 pub(super) use bind::{bound, unbound};
 pub(super) use calls::{Called, Place};

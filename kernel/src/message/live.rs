@@ -111,7 +111,8 @@ impl fmt::Debug for Keeping {
     }
 }
 
-/// Windows of equal width that lie side by side: the values of `time_bucket` or `date_bin`.
+/// Windows of equal width whose starts lie equally far apart: side by side, as the values of
+/// `time_bucket` or `date_bin`, or overlapping, as those of `time_hops`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WindowSpec {
     /// The place of the window's start among the columns of the result; its values are
@@ -119,19 +120,49 @@ pub struct WindowSpec {
     pub column: usize,
     /// The width in nanoseconds, above zero.
     pub width: i64,
+    /// From one start to the next in nanoseconds: above zero, and no more than the width, to
+    /// which it is equal where windows lie side by side.
+    pub hop: i64,
     /// An instant at which a window begins, in nanoseconds since 1970.
     pub origin: i64,
 }
 
 impl WindowSpec {
-    /// The start of the window that an instant falls into. The first window there can be is
-    /// cut at the earliest instant.
+    /// Whether instants fall into more than one window.
+    #[must_use]
+    pub fn overlaps(&self) -> bool {
+        self.hop < self.width
+    }
+
+    /// The start of the last window that an instant falls into. The first window there can be
+    /// is cut at the earliest instant.
     #[must_use]
     pub fn start(&self, time: i64) -> i64 {
-        // Both remainders are smaller than the width, so nothing overflows.
-        let into = (time.rem_euclid(self.width) - self.origin.rem_euclid(self.width))
-            .rem_euclid(self.width);
+        // Both remainders are smaller than the hop, so nothing overflows.
+        let into =
+            (time.rem_euclid(self.hop) - self.origin.rem_euclid(self.hop)).rem_euclid(self.hop);
         time.saturating_sub(into)
+    }
+
+    /// The start of the first window that an instant falls into.
+    #[must_use]
+    pub fn first_start(&self, time: i64) -> i64 {
+        match self.overlaps() {
+            true => self.next(self.start(time.saturating_sub(self.width))),
+            false => self.start(time),
+        }
+    }
+
+    /// The start after a start.
+    #[must_use]
+    pub fn next(&self, start: i64) -> i64 {
+        start.saturating_add(self.hop)
+    }
+
+    /// How many windows start within a range that begins with one.
+    #[must_use]
+    pub fn count(&self, starts: TimeRange) -> i128 {
+        (i128::from(starts.last) - i128::from(starts.first)) / i128::from(self.hop) + 1
     }
 
     /// The instants of the windows that start within `starts`.
@@ -140,7 +171,7 @@ impl WindowSpec {
         let first = self.start(starts.first);
         let inside = first == starts.first || first == i64::MIN;
         TimeRange {
-            first: if inside { first } else { first.saturating_add(self.width) },
+            first: if inside { first } else { self.next(first) },
             last: self.start(starts.last).saturating_add(self.width - 1),
         }
     }
@@ -151,7 +182,7 @@ impl WindowSpec {
         if times == TimeRange::ALL {
             return times;
         }
-        TimeRange { first: self.start(times.first), last: self.start(times.last) }
+        TimeRange { first: self.first_start(times.first), last: self.start(times.last) }
     }
 }
 
@@ -224,9 +255,17 @@ pub trait Windowed: Send {
     /// are read again, so that the error comes back from [`Windowed::take`] if it stays.
     fn apply(&mut self, committed: &Committed) -> Result<()>;
 
+    /// Forgets what it knows of the windows that start within a range, which are dirty from now
+    /// on.
+    fn reopen(&mut self, starts: TimeRange);
+
     /// Forgets what it knows of the windows with these instants, which are dirty from now on:
     /// after commits that were missed, rows that were deleted, or a restart.
-    fn invalidate(&mut self, times: TimeRange);
+    fn invalidate(&mut self, times: TimeRange) {
+        if times.first <= times.last {
+            self.reopen(self.window().map_or(TimeRange::ALL, |window| window.starts(times)));
+        }
+    }
 
     /// The starts of windows that may have changed since they were taken last, as closed ranges
     /// that ascend and do not touch. A query without windows, and one of which anything may
@@ -253,7 +292,7 @@ mod tests {
     use super::*;
 
     fn spec(width: i64, origin: i64) -> WindowSpec {
-        WindowSpec { column: 0, width, origin }
+        WindowSpec { column: 0, width, hop: width, origin }
     }
 
     #[test]
@@ -276,5 +315,26 @@ mod tests {
         assert_eq!(windows.starts(range(15, 20)), range(10, 20));
         assert_eq!(windows.starts(TimeRange::ALL), TimeRange::ALL);
         assert_eq!(windows.times(TimeRange::ALL), TimeRange::ALL);
+    }
+
+    #[test]
+    fn windows_that_overlap_share_their_instants() {
+        let windows = WindowSpec { column: 0, width: 10, hop: 4, origin: 1 };
+        // Every start is tried: an instant is in the windows that it is said to be in.
+        for time in -30..30 {
+            let all: Vec<i64> = (-50..50)
+                .filter(|start| (start - 1_i64).rem_euclid(4) == 0)
+                .filter(|start| *start <= time && time < start + 10)
+                .collect();
+            let (first, last) = (all[0], all[all.len() - 1]);
+            assert_eq!((windows.first_start(time), windows.start(time)), (first, last), "{time}");
+            let starts = windows.starts(TimeRange { first: time, last: time });
+            assert_eq!(starts, TimeRange { first, last });
+            assert_eq!(windows.count(starts), all.len() as i128);
+        }
+        let range = |first, last| TimeRange { first, last };
+        assert_eq!(windows.times(range(1, 9)), range(1, 18));
+        assert_eq!(windows.times(range(2, 12)), range(5, 18));
+        assert_eq!(windows.starts(TimeRange::ALL), TimeRange::ALL);
     }
 }

@@ -24,9 +24,7 @@ impl Runner {
             last: wanted.last.min(rows.last),
         });
         let left = inside.filter(|left| left.first <= left.last);
-        let of = left.map_or(0, |left| {
-            (i128::from(left.last) - i128::from(left.first)) / i128::from(self.spec.width) + 1
-        });
+        let of = left.map_or(0, |left| self.spec.count(left));
         let of = u64::try_from(of).unwrap_or(u64::MAX);
         let progress = Progress { of, upto: wish.times.first, ..Progress::default() };
         self.entry.note(|figures| figures.backfill = Some((0, of)));
@@ -47,16 +45,16 @@ impl Runner {
         let end = self.end_of(filling.left.first, filling.left.last);
         let piece = TimeRange { first: filling.left.first, last: end };
         // What the states have of these windows is not trusted: that is what a backfill is for.
-        self.query.invalidate(self.spec.times(piece));
+        self.query.reopen(piece);
         let Some(wrote) = self.smaller(piece).await? else {
             self.backfill = Some(filling);
             return Ok(());
         };
-        let windows = (i128::from(end) - i128::from(piece.first)) / i128::from(self.spec.width) + 1;
+        let windows = self.spec.count(piece);
         let progress = &mut filling.progress;
         progress.windows += u64::try_from(windows).unwrap_or(u64::MAX);
         progress.rows += wrote.rows;
-        progress.upto = self.spec.start(end).saturating_add(self.spec.width);
+        progress.upto = self.spec.next(self.spec.start(end));
         let (done, of) = (progress.windows, progress.of);
         self.entry.note(|figures| figures.backfill = Some((done, of)));
         let report = Ok(filling.progress);

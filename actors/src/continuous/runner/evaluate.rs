@@ -70,7 +70,7 @@ impl Runner {
 
     /// The last instant of the piece that begins with a window.
     pub(super) fn end_of(&self, first: i64, last: i64) -> i64 {
-        let whole = self.step.saturating_mul(self.spec.width);
+        let whole = self.step.saturating_mul(self.spec.hop);
         self.spec.start(first).saturating_add(whole).saturating_sub(1).min(last)
     }
 
@@ -79,7 +79,7 @@ impl Runner {
         match self.piece(starts).await {
             Ok(wrote) => {
                 if wrote.taken < self.context.piece_rows / 2 {
-                    self.step = self.step.saturating_mul(2).min(i64::MAX / self.spec.width);
+                    self.step = self.step.saturating_mul(2).min(i64::MAX / self.spec.hop);
                 } else if wrote.taken > self.context.piece_rows {
                     self.step = (self.step / 2).max(1);
                 }
@@ -148,7 +148,7 @@ impl Runner {
         let soon = now.saturating_add(EXPIRES_SOON);
         let target = catalog.retention_ns(&self.target.def.name);
         let edge = sources.max(target.map(|retention| expired_upto(retention, soon)));
-        edge.map_or(i64::MIN, |edge| self.spec.start(edge).saturating_add(self.spec.width))
+        edge.map_or(i64::MIN, |edge| self.spec.next(self.spec.start(edge)))
     }
 
     /// The rows of some windows. Others come first: where there is no room it waits.

@@ -153,11 +153,14 @@ impl Runner {
     }
 }
 
-/// Rows before it come too late: all windows that begin before it have ended longer ago than
-/// the allowed lateness.
+/// Rows before it come too late: all windows that they fall into have ended longer ago than the
+/// allowed lateness.
 fn edge(spec: WindowSpec, newest: Option<i64>, lateness: Option<i64>) -> i64 {
     match (newest, lateness) {
-        (Some(newest), Some(lateness)) => spec.start(newest.saturating_sub(lateness)),
+        (Some(newest), Some(lateness)) => {
+            let ended = newest.saturating_sub(lateness).checked_sub(spec.width);
+            ended.map_or(i64::MIN, |ended| spec.next(spec.start(ended)))
+        }
         _ => i64::MIN,
     }
 }
@@ -168,12 +171,16 @@ mod tests {
 
     #[test]
     fn a_row_is_late_once_its_window_ended_longer_ago_than_allowed() {
-        let spec = WindowSpec { column: 0, width: 60, origin: 0 };
+        let spec = WindowSpec { column: 0, width: 60, hop: 60, origin: 0 };
         assert_eq!(edge(spec, None, Some(60)), i64::MIN);
         assert_eq!(edge(spec, Some(1000), None), i64::MIN);
         // At 239 with a lateness of 60 the window [120, 180) has ended 59 ago.
         assert_eq!(edge(spec, Some(239), Some(60)), 120);
         assert_eq!(edge(spec, Some(240), Some(60)), 180);
         assert_eq!(edge(spec, Some(i64::MIN), Some(i64::MAX)), i64::MIN);
+        // The last window of a row is the one that counts: those of 149 begin at 100 and 140.
+        let hops = WindowSpec { hop: 20, ..spec };
+        assert_eq!(edge(hops, Some(259), Some(60)), 140);
+        assert_eq!(edge(hops, Some(260), Some(60)), 160);
     }
 }

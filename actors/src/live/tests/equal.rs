@@ -5,6 +5,8 @@ use kymo_kernel::env::Random;
 use kymo_kernel::env::sim::SimRandom;
 use kymo_kernel::schema::TableName;
 
+use kymo_plugins::LoadOptions;
+
 use super::kept::Mirror;
 use super::*;
 
@@ -52,7 +54,47 @@ const SHAPES: &[Shape] = &[
     Shape {
         sql: "SELECT time_bucket('10ns', time, '1970-01-01T00:00:00.000000003Z') AS w, \
               count(DISTINCT value) AS n, max(host) AS h FROM T GROUP BY 1",
+        class: "windows",
+        keys: Some(&[0]),
+    },
+    Shape {
+        sql: "SELECT time_bucket('10ns', time) AS w, host, count(DISTINCT value) AS n FROM T \
+              GROUP BY 1, 2",
+        class: "windows",
+        keys: Some(&[0, 1]),
+    },
+    Shape {
+        sql: "SELECT time_bucket('20ns', time) AS w, median(value) AS m, \
+              count(DISTINCT host) AS h, sum(DISTINCT value) AS s, \
+              round(regr_slope(value, value * value), 6) AS r, \
+              percentile_cont(0.25) WITHIN GROUP (ORDER BY value) AS q FROM T GROUP BY 1",
+        class: "windows",
+        keys: Some(&[0]),
+    },
+    Shape {
+        sql: "SELECT unnest(time_hops('5ns', '20ns', time)) AS w, host, count(*) AS n, \
+              sum(value) AS s, max(value) AS hi FROM T GROUP BY 1, 2",
+        class: "windows",
+        keys: Some(&[0, 1]),
+    },
+    Shape {
+        sql: "SELECT w, count(*) AS n, count(DISTINCT host) AS h FROM (SELECT unnest(time_hops(\
+              INTERVAL '4 nanoseconds', '10ns', time, '1970-01-01T00:00:00.000000003Z')) AS w, host \
+              FROM T WHERE value > 1) AS x GROUP BY w HAVING count(*) > 1",
+        class: "windows",
+        keys: Some(&[0]),
+    },
+    Shape {
+        sql: "SELECT w, host, n, rank() OVER (PARTITION BY w ORDER BY n DESC) AS r FROM \
+              (SELECT unnest(time_hops('5ns', '10ns', time)) AS w, host, count(*) AS n FROM T \
+              GROUP BY 1, 2) AS x",
         class: "rerun",
+        keys: Some(&[0, 1]),
+    },
+    Shape {
+        sql: "SELECT unnest(time_hops('10ns', '20ns', time_bucket('10ns', time))) AS w, \
+              count(*) AS n FROM T GROUP BY 1",
+        class: "windows",
         keys: Some(&[0]),
     },
     Shape {
@@ -116,8 +158,49 @@ const SHAPES: &[Shape] = &[
     },
 ];
 
+/// The same with aggregates of a plugin.
+const LENT: &[Shape] = &[
+    Shape {
+        sql: "SELECT time_bucket('10ns', time) AS w, host, golden.golden_mean(value) AS m, \
+              count(*) AS n, golden.golden_mean(value) FILTER (WHERE value > 3) AS o FROM T \
+              GROUP BY 1, 2",
+        class: "windows",
+        keys: Some(&[0, 1]),
+    },
+    Shape {
+        sql: "SELECT date_bin(INTERVAL '7 nanoseconds', time) AS w, \
+              golden.twice(golden.golden_mean(golden.twice(value))) AS m FROM T \
+              WHERE golden.twice(value) > 3 GROUP BY 1 HAVING golden.golden_mean(value) > 2",
+        class: "windows",
+        keys: Some(&[0]),
+    },
+    Shape {
+        sql: "SELECT unnest(time_hops('5ns', '20ns', time)) AS w, golden.golden_mean(value) AS m \
+              FROM T GROUP BY 1",
+        class: "windows",
+        keys: Some(&[0]),
+    },
+    Shape {
+        sql: "SELECT time_bucket('10ns', time) AS w, golden.golden_mean(DISTINCT value) AS m \
+              FROM T GROUP BY 1",
+        class: "rerun",
+        keys: Some(&[0]),
+    },
+];
+
+/// Something of everything.
+const GOLDEN: &[u8] = include_bytes!("../../../../plugins/guests/golden-0.1.0/golden-0.1.0.wasm");
+
+/// Puts the plugin to use: each time as another version.
+fn install(system: &System) {
+    let host = system.plugin_host().unwrap();
+    let version = host.load("golden", GOLDEN, &LoadOptions::default()).unwrap();
+    host.registry().publish(version).unwrap();
+}
+
 /// One case: a table, some subscriptions, and what happens to them.
 struct Case {
+    shapes: &'static [Shape],
     dice: SimRandom,
     table: TableName,
     other: TableName,
@@ -127,11 +210,11 @@ struct Case {
 }
 
 impl Case {
-    fn new(seed: u64) -> Case {
+    fn new(shapes: &'static [Shape], seed: u64) -> Case {
         let dice = SimRandom::new(seed);
         let append_only = dice.next_u64().is_multiple_of(3);
         let name = |letter: &str| TableName::new("kymo", format!("{letter}{seed}"));
-        Case { dice, table: name("t"), other: name("d"), append_only, now: 0 }
+        Case { shapes, dice, table: name("t"), other: name("d"), append_only, now: 0 }
     }
 
     fn below(&self, most: u64) -> i64 {
@@ -200,9 +283,10 @@ impl Case {
         }
         for _ in 0..=self.below(3) {
             for _ in 0..=self.below(5) {
-                match self.below(8) {
+                match self.below(9) {
                     0 => system.flush().await.unwrap(),
                     1 => self.delete(system).await,
+                    2 if self.calls_plugins() => install(system),
                     _ => self.write(system).await,
                 }
             }
@@ -213,9 +297,14 @@ impl Case {
         }
     }
 
+    fn calls_plugins(&self) -> bool {
+        std::ptr::eq(self.shapes, LENT)
+    }
+
     fn shape(&self) -> &'static Shape {
         loop {
-            let shape = &SHAPES[usize::try_from(self.below(SHAPES.len() as u64)).unwrap()];
+            let at = usize::try_from(self.below(self.shapes.len() as u64)).unwrap();
+            let shape = &self.shapes[at];
             if !(self.append_only && shape.picks()) {
                 return shape;
             }
@@ -223,34 +312,49 @@ impl Case {
     }
 }
 
-fn cases(change: impl FnOnce(&mut Settings), seeds: std::ops::Range<u64>) {
-    let house = House::new(|settings| {
-        settings.live.rerun_ms = 1;
-        settings.live.window_push_ms = 1;
-        settings.compaction.interval_ms = 5;
-        settings.compaction.min_segments = 2;
-        change(settings);
-    });
+fn run(house: &House, shapes: &'static [Shape], seeds: std::ops::Range<u64>) {
     house.run(async |system| {
         for seed in seeds {
             println!("seed {seed}");
-            Case::new(seed).run(&system).await;
+            Case::new(shapes, seed).run(&system).await;
         }
     });
 }
 
+fn eager(settings: &mut Settings) {
+    settings.live.rerun_ms = 1;
+    settings.live.window_push_ms = 1;
+    settings.compaction.interval_ms = 5;
+    settings.compaction.min_segments = 2;
+}
+
+fn poor(settings: &mut Settings) {
+    eager(settings);
+    settings.live.state_bytes = 8000;
+    settings.live.buffer_bytes = 1;
+}
+
 #[test]
 fn subscribers_end_with_the_rows_of_a_fresh_query() {
-    cases(|_| {}, 0..CASES / 2);
+    run(&House::new(eager), SHAPES, 0..CASES / 2);
 }
 
 #[test]
 fn so_do_those_with_little_memory_and_those_that_lag() {
-    cases(
-        |settings| {
-            settings.live.state_bytes = 8000;
-            settings.live.buffer_bytes = 1;
-        },
-        CASES / 2..CASES,
-    );
+    run(&House::new(poor), SHAPES, CASES / 2..CASES);
+}
+
+#[test]
+fn so_do_those_whose_plugins_are_upgraded() {
+    for (change, seeds) in [(eager as fn(&mut Settings), 0..30), (poor, 30..50)] {
+        let house = House::on_disk(change);
+        install(&house.system);
+        run(&house, LENT, seeds);
+        let host = house.system.plugin_host().unwrap();
+        let end = std::time::Instant::now() + PATIENCE;
+        while host.engine().instances() > 0 {
+            assert!(std::time::Instant::now() < end, "nobody asks, and instances are held");
+            std::thread::yield_now();
+        }
+    }
 }

@@ -56,16 +56,7 @@ impl ScalarUDFImpl for TimeBucket {
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         let [width, time, origin @ ..] = types else { return arguments() };
-        let width = match width {
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
-            DataType::Interval(_) | DataType::Duration(_) | DataType::Null => {
-                DataType::Interval(IntervalUnit::MonthDayNano)
-            }
-            other => {
-                return plan_err!("time_bucket: the width is a text or an interval, not {other}");
-            }
-        };
-        let time = instant(time)?;
+        let (width, time) = (length(NAME, width)?, instant(NAME, time)?);
         match origin {
             [] => Ok(vec![width, time]),
             [_] => Ok(vec![width, time.clone(), time]),
@@ -74,7 +65,7 @@ impl ScalarUDFImpl for TimeBucket {
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        types.get(1).map_or_else(arguments, instant)
+        types.get(1).map_or_else(arguments, |time| instant(NAME, time))
     }
 
     fn return_field_from_args(
@@ -84,12 +75,12 @@ impl ScalarUDFImpl for TimeBucket {
         // A bucket of a column is NULL only where the instant is, or the width.
         let Some(time) = args.arg_fields.get(1) else { return arguments() };
         let nullable = args.arg_fields.iter().any(|field| field.is_nullable());
-        let data_type = instant(time.data_type())?;
+        let data_type = instant(NAME, time.data_type())?;
         Ok(Arc::new(datafusion::arrow::datatypes::Field::new(self.name(), data_type, nullable)))
     }
 
     fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let Some(width) = width(args.args.first())? else {
+        let Some(width) = width(NAME, args.args.first())? else {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from(
                 args.return_field.data_type(),
             )?));
@@ -153,8 +144,19 @@ fn arguments<T>() -> Result<T> {
     plan_err!("time_bucket takes a width, a time and optionally an origin")
 }
 
+/// The lengths of time that buckets are given in: text or intervals.
+pub(super) fn length(function: &str, of: &DataType) -> Result<DataType> {
+    Ok(match of {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
+        DataType::Interval(_) | DataType::Duration(_) | DataType::Null => {
+            DataType::Interval(IntervalUnit::MonthDayNano)
+        }
+        other => return plan_err!("{function}: the width is a text or an interval, not {other}"),
+    })
+}
+
 /// The instants that buckets are computed with: nanoseconds, in the zone of the argument.
-fn instant(time: &DataType) -> Result<DataType> {
+pub(super) fn instant(function: &str, time: &DataType) -> Result<DataType> {
     Ok(match time {
         DataType::Timestamp(_, zone) => DataType::Timestamp(TimeUnit::Nanosecond, zone.clone()),
         DataType::Date32
@@ -163,19 +165,19 @@ fn instant(time: &DataType) -> Result<DataType> {
         | DataType::LargeUtf8
         | DataType::Utf8View
         | DataType::Null => time_type(),
-        other => return plan_err!("time_bucket: the time is a timestamp, not {other}"),
+        other => return plan_err!("{function}: the time is a timestamp, not {other}"),
     })
 }
 
 /// The width of the buckets; `None` for NULL.
-fn width(argument: Option<&ColumnarValue>) -> Result<Option<Span>> {
+pub(super) fn width(function: &str, argument: Option<&ColumnarValue>) -> Result<Option<Span>> {
     let scalar = match argument {
         Some(ColumnarValue::Scalar(scalar)) => scalar.clone(),
         Some(ColumnarValue::Array(array)) if array.len() == 1 => {
             ScalarValue::try_from_array(array, 0)?
         }
         Some(ColumnarValue::Array(_)) => {
-            return exec_err!("time_bucket: the width is a constant, not a column");
+            return exec_err!("{function}: the width is a constant, not a column");
         }
         None => return arguments(),
     };
@@ -189,10 +191,10 @@ fn width(argument: Option<&ColumnarValue>) -> Result<Option<Span>> {
         ScalarValue::IntervalMonthDayNano(Some(value)) => {
             Span { months: value.months, days: value.days, nanos: value.nanoseconds }
         }
-        other => return exec_err!("time_bucket: the width is a text or an interval, not {other}"),
+        other => return exec_err!("{function}: the width is a text or an interval, not {other}"),
     };
     if span.months < 0 || (span.months == 0 && span.fixed_nanos().is_none_or(|nanos| nanos <= 0)) {
-        return exec_err!("time_bucket: the width must be greater than zero");
+        return exec_err!("{function}: the width must be greater than zero");
     }
     Ok(Some(span))
 }

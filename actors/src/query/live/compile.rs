@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions};
-use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use datafusion::arrow::array::{Array, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch, take};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
-use datafusion::common::cast::as_boolean_array;
+use datafusion::common::cast::{as_boolean_array, as_list_array};
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
@@ -15,6 +15,7 @@ use kymo_kernel::{Error, Result};
 use super::super::build::BATCH_ROWS;
 use super::super::error::from_engine;
 use super::super::scan::shape;
+use super::windows::of_one_list;
 
 /// A query over one table, ready to take its commits.
 pub(super) struct Compiled {
@@ -23,7 +24,7 @@ pub(super) struct Compiled {
     steps: Steps,
 }
 
-/// Conditions and columns, one step after the other.
+/// Conditions, columns and lists, one step after the other.
 pub(super) struct Steps {
     /// From below upwards.
     steps: Vec<Step>,
@@ -33,6 +34,12 @@ pub(super) struct Steps {
 enum Step {
     Filter(Arc<dyn PhysicalExpr>),
     Project(Vec<Arc<dyn PhysicalExpr>>, SchemaRef),
+    /// Each row once for each item of the list in a column; the columns come from these.
+    Unnest {
+        list: usize,
+        from: Vec<usize>,
+        output: SchemaRef,
+    },
     /// The same rows under other names.
     Rename(SchemaRef),
 }
@@ -60,7 +67,7 @@ pub(super) fn compile(state: &SessionState, plan: &LogicalPlan) -> Result<Compil
     Ok(Compiled { input, steps })
 }
 
-/// Compiles the conditions and columns at the top of an optimised plan, and gives the node
+/// Compiles the conditions, columns and lists at the top of an optimised plan, and gives the node
 /// below them. An order without a limit is passed over.
 ///
 /// # Errors
@@ -84,6 +91,13 @@ pub(super) fn steps<'a>(
             LogicalPlan::Filter(filter) => {
                 steps.push(Step::Filter(physical(&filter.predicate, &filter.input)?));
                 &filter.input
+            }
+            LogicalPlan::Unnest(unnest) if of_one_list(unnest) => {
+                let list = unnest.list_type_columns.first().map_or(0, |(list, _)| *list);
+                let from = unnest.dependency_indices.clone();
+                let output = Arc::new(unnest.schema.as_arrow().clone());
+                steps.push(Step::Unnest { list, from, output });
+                &unnest.input
             }
             LogicalPlan::SubqueryAlias(alias) => {
                 steps.push(Step::Rename(Arc::new(alias.schema.as_arrow().clone())));
@@ -168,9 +182,35 @@ impl Step {
                 let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
                 RecordBatch::try_new_with_options(schema.clone(), columns, &options).map_err(arrow)
             }
+            Step::Unnest { list, from, output } => unnest(&batch, *list, from, output),
             Step::Rename(schema) => dress(&batch, schema),
         }
     }
+}
+
+/// Each row once for each item of its list, which stands in the list's place.
+fn unnest(
+    batch: &RecordBatch,
+    list: usize,
+    from: &[usize],
+    output: &SchemaRef,
+) -> Result<RecordBatch> {
+    let lists = as_list_array(batch.column(list)).map_err(from_engine)?;
+    let (mut rows, mut items) = (Vec::new(), Vec::new());
+    let valid = (0_u32..).zip(lists.value_offsets().windows(2)).zip(0..lists.len());
+    for ((row, ends), _) in valid.filter(|(_, at)| lists.is_valid(*at)) {
+        let range = u32::try_from(ends[0]).unwrap_or(0)..u32::try_from(ends[1]).unwrap_or(0);
+        rows.resize(rows.len() + range.len(), row);
+        items.extend(range);
+    }
+    let (rows, items) = (UInt32Array::from(rows), UInt32Array::from(items));
+    let columns = from.iter().map(|at| match *at == list {
+        true => take(lists.values(), &items, None).map_err(arrow),
+        false => take(batch.column(*at), &rows, None).map_err(arrow),
+    });
+    let columns = columns.collect::<Result<Vec<_>>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+    RecordBatch::try_new_with_options(output.clone(), columns, &options).map_err(arrow)
 }
 
 /// The same columns under another schema.

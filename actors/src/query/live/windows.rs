@@ -3,14 +3,17 @@
 //! ```text
 //! plan ── local ──► by windows of time, or as a whole ── rerun ──► runs again where dirty
 //!    └─── shape ──► one aggregate by windows ──── incremental ──► states that take each commit
+//!           (again once the plugins that are called have changed: shaped)
 //! ```
 
 mod dirty;
 mod incremental;
 mod keys;
 mod local;
+mod parts;
 mod rerun;
 mod shape;
+mod shaped;
 mod state;
 
 use std::collections::BTreeMap;
@@ -23,16 +26,16 @@ use kymo_kernel::message::{Keep, Keeping, Windowed};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::{Code, Error, Result};
 
-use super::super::build::has_function;
 use super::super::engine::Engine;
 use super::super::error::from_engine;
 use super::super::names::rename;
 use super::super::provider::KymoTable;
 use super::{planned, wanted};
 use incremental::Incremental;
+pub(super) use local::of_one_list;
 use local::{Local, local};
 use rerun::{Rerun, Source};
-use shape::shape;
+use shaped::Shaped;
 
 impl Engine {
     /// Plans a query to be kept.
@@ -46,22 +49,25 @@ impl Engine {
         if planned.sets {
             return Err(refused("set_config() changes the session"));
         }
-        let (state, _lending) = self.lend_kept(&session, planned, Arc::default(), None)?;
-        let plan = self.query_plan(&state, &statement, &parameters).await?;
-        let tables = tables(&plan)?;
-        let moving = moving(&plan)?;
-        let plan = state.optimize(&plan).map_err(from_engine)?;
+        let (state, lending) = self.lend_kept(&session, planned, Arc::default(), None)?;
+        let written = self.query_plan(&state, &statement, &parameters).await?;
+        let tables = tables(&written)?;
+        let moving = moving(&written)?;
+        let plan = state.optimize(&written).map_err(from_engine)?;
         let schema = rename(&Arc::new(plan.schema().as_arrow().clone()), &planned.names);
         let local = if moving.is_some() { None } else { local(&plan) };
-        let own = self.state(&session);
-        let lent = planned.calls.iter().find(|call| !has_function(&own, call));
-        let shape = match (&local, lent) {
-            (None, _) => None,
-            (Some(_), Some(call)) => Some(Err(format!("{} is a function of a plugin", call.key))),
-            (Some(local), None) => Some(shape(&state, &plan, local)?),
+        let shaped = match &local {
+            None => None,
+            Some(local) => {
+                Some(Shaped::new(&state, &written, (planned, lending))?.and_then(|shaped| {
+                    let same = shaped.local.window == local.window;
+                    same.then_some(shaped)
+                        .ok_or_else(|| "its windows depend on its plan".to_owned())
+                }))
+            }
         };
-        let (shape, kept_from) = match shape {
-            Some(Ok(shape)) => (Some(shape), None),
+        let (shaped, kept_from) = match shaped {
+            Some(Ok(shaped)) => (Some(shaped), None),
             Some(Err(reason)) => (None, Some(reason)),
             None => (None, None),
         };
@@ -69,10 +75,10 @@ impl Engine {
         let most = usize::try_from(self.settings().live.state_bytes).unwrap_or(usize::MAX);
         let engine = self.clone();
         let source = Source { engine, statement, parameters, session, tables, most };
-        let rerun = Rerun::new(source, local.clone(), schema, keys::keys(&plan), why);
-        let query: Box<dyn Windowed> = match (local, shape) {
-            (Some(local), Some(shape)) => Box::new(Incremental::new(rerun, local, shape)),
-            _ => Box::new(rerun),
+        let rerun = Rerun::new(source, local, schema, keys::keys(&plan), why);
+        let query: Box<dyn Windowed> = match shaped {
+            Some(shaped) => Box::new(Incremental::new(rerun, shaped)),
+            None => Box::new(rerun),
         };
         Ok(Keeping { query, snapshot })
     }

@@ -122,6 +122,11 @@ impl PluginAggregate {
     }
 }
 
+/// Whether an aggregate is one of a plugin.
+pub(in super::super) fn is_of_plugin(aggregate: &AggregateUDF) -> bool {
+    aggregate.inner().is::<PluginAggregate>()
+}
+
 /// Whether rows have to be seen together before the plugin sees them.
 fn gathers(args: &AccumulatorArgs) -> bool {
     args.is_distinct || !args.order_bys.is_empty()

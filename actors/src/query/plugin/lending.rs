@@ -25,7 +25,7 @@ use super::account::Account;
 use super::aggregate::PluginAggregate;
 use super::calls::{Called, Place};
 use super::meant;
-use super::scalar::PluginScalar;
+use super::scalar::{PluginScalar, same};
 use super::table::PluginTableFunction;
 use super::window::PluginWindow;
 use crate::plugin_manager::publish::loading;
@@ -141,6 +141,37 @@ impl Lending {
     /// `plugin_unavailable` with the reason; `function_not_found`.
     pub(super) fn resolve(&self, called: &Called) -> Result<Option<PluginFunction>> {
         resolve(called, &self.plugins, &self.catalog, self.seed)
+    }
+
+    /// Whether these names mean the same functions, of the same versions, with the plugins of
+    /// another moment, and no call has failed.
+    pub(in super::super) fn holds(
+        &self,
+        calls: &[Called],
+        plugins: &PluginMap,
+        catalog: &Snapshot,
+    ) -> bool {
+        let same = |called: &Called| {
+            let now = resolve(called, plugins, catalog, self.seed);
+            match (self.resolve(called), now) {
+                (Ok(Some(then)), Ok(Some(now))) => same(&then, &now),
+                (Ok(None), Ok(None)) => true,
+                _ => false,
+            }
+        };
+        self.verdict().is_ok() && calls.iter().all(same)
+    }
+
+    /// Whether any of these names means a function of a plugin.
+    pub(in super::super) fn lends(&self, calls: &[Called]) -> bool {
+        calls.iter().any(|called| matches!(self.resolve(called), Ok(Some(_))))
+    }
+
+    /// Gives up everything that no call uses; the next one begins with fresh instances.
+    pub(in super::super) fn rest(&self) {
+        self.empty.lock().clear();
+        self.charged.rest();
+        self.uncharged.rest();
     }
 
     /// An error of planning a statement that makes these calls, with a hint where it is about

@@ -36,6 +36,50 @@ fn time_bucket_floors_to_buckets() {
 }
 
 #[test]
+fn time_hops_lists_the_windows_that_an_instant_falls_into() {
+    let house = House::new();
+    house.rows("CREATE TABLE t (host TEXT TAG, v DOUBLE, time TIMESTAMPTZ)");
+    house.rows(
+        "INSERT INTO t VALUES ('a', 1, '2024-01-01 00:01:30'), ('a', 2, '2024-01-01 00:02:00'), \
+         ('b', 4, '2024-01-01 00:02:59')",
+    );
+    let hops = "SELECT unnest(time_hops('1m', '2m', time)) AS w, count(*), sum(v) FROM t GROUP BY 1 \
+                ORDER BY 1";
+    assert_eq!(
+        house.rows(hops),
+        ["2024-01-01T00:00:00Z|1|1.0", "2024-01-01T00:01:00Z|3|7.0", "2024-01-01T00:02:00Z|2|6.0"]
+    );
+    // A width that is no multiple of the hop, an origin, and instants before both.
+    let of = |sql: &str| house.rows(&format!("SELECT unnest(time_hops({sql})) AS w ORDER BY 1"));
+    assert_eq!(
+        of("'4m', interval '10 minutes', '2024-01-01T00:13:00Z'::timestamptz, \
+            '2024-06-01T00:01:00Z'::timestamptz"),
+        ["2024-01-01T00:05:00Z", "2024-01-01T00:09:00Z", "2024-01-01T00:13:00Z"]
+    );
+    // As wide as its hop, it is a bucket; a column gives what a constant gives.
+    for sql in [
+        "time_hops('5m', '5m', time)[1] IS DISTINCT FROM time_bucket('5m', time)",
+        "time_hops('1m', '5m', time)[5] IS DISTINCT FROM time_bucket('1m', time)",
+        "array_length(time_hops('1m', '5m', time)) <> 5",
+    ] {
+        assert_eq!(house.rows(&format!("SELECT count(*) FROM t WHERE {sql}")), ["0"], "{sql}");
+    }
+    assert_eq!(house.rows("SELECT time_hops('1m', '5m', NULL) IS NULL"), ["true"]);
+    assert_eq!(house.rows("SELECT count(time_hops(NULL, '5m', time)) FROM t"), ["0"]);
+    for sql in [
+        "time_hops('0s', '5m', now())",
+        "time_hops('6m', '5m', now())",
+        "time_hops('1ns', '5m', now())",
+        "time_hops('1 month', '1 year', now())",
+        "time_hops('1m', '5m')",
+        "time_hops('1m', '5m', 7)",
+        "time_hops('1 day', '2 days', '1677-09-21T12:00:00Z'::timestamptz)",
+    ] {
+        house.fails(&format!("SELECT {sql}"));
+    }
+}
+
+#[test]
 fn first_and_last_follow_time_not_arrival() {
     let house = House::new();
     house.rows("CREATE TABLE t (host TEXT TAG, f DOUBLE, i BIGINT, s TEXT, b BOOLEAN, u BIGINT UNSIGNED, time TIMESTAMPTZ)");

@@ -5,9 +5,9 @@
 //! the tags and time of are added to it; rows that may replace others, and whatever else is
 //! not an addition, make the window unknown: it is read from the table once it is asked for.
 //! A window that nothing is known of has no rows where it begins after all rows that the table
-//! had when it was looked at last.
+//! had when it was looked at last. A window whose state takes too much memory runs again instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{AsArray, RecordBatch, UInt32Array};
@@ -28,9 +28,10 @@ use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Error, Result};
 
 use super::super::compile::dress;
-use super::local::{self, Local};
-use super::rerun::{Rerun, starts, too_large, upto};
+use super::local;
+use super::rerun::{Rerun, changed, starts, upto};
 use super::shape::{Inputs, Shape};
+use super::shaped::Shaped;
 use super::state::Window;
 use crate::query::error::from_engine;
 
@@ -39,19 +40,23 @@ const MOST_ONE_BY_ONE: i64 = 64;
 /// Windows whose states are read again for one answer; more run as one query, and are read
 /// when they change next.
 const MOST_REBUILT: usize = 4;
+/// Windows that are remembered for the size of their state.
+const MOST_LARGE: usize = 1024;
 
 /// The query.
 pub(super) struct Incremental {
     /// The same query, for windows without states.
     rerun: Rerun,
-    local: Local,
-    shape: Arc<Shape>,
+    /// `None` once its plugins have changed, until the query is planned again.
+    shaped: Option<Shaped>,
     window: WindowSpec,
     /// States by the starts of their windows; `None` for a window that has to be read.
     windows: BTreeMap<i64, Option<Box<Window>>>,
     /// Windows that start here or later have no rows where they are not among `windows`;
     /// earlier ones have to be read then.
     fresh_from: i64,
+    /// Windows whose states took too much memory.
+    large: BTreeSet<i64>,
     /// Every commit up to here was given.
     applied: Position,
     bytes: usize,
@@ -59,18 +64,23 @@ pub(super) struct Incremental {
 }
 
 impl Incremental {
-    pub(super) fn new(rerun: Rerun, local: Local, shape: Shape) -> Self {
+    pub(super) fn new(rerun: Rerun, shaped: Shaped) -> Self {
         let table = rerun.source.tables.first().map(|table| table.name.to_string());
+        let plugins = match shaped.calls_plugins() {
+            true => ", which hold for the versions of its plugins that are in use",
+            false => "",
+        };
         let why = format!(
-            "one aggregate by windows of {}: each commit is added to the states of its windows",
+            "one aggregate by windows of {}: each commit is added to the states of its \
+             windows{plugins}",
             table.unwrap_or_default()
         );
         Incremental {
-            window: local.window,
+            window: shaped.local.window,
             rerun,
-            local,
-            shape: Arc::new(shape),
+            shaped: Some(shaped),
             windows: BTreeMap::new(),
+            large: BTreeSet::new(),
             fresh_from: i64::MAX,
             applied: Position::default(),
             bytes: 0,
@@ -78,8 +88,52 @@ impl Incremental {
         }
     }
 
+    /// The shape, unless it is void: then so are the states.
+    fn shape(&mut self) -> Option<Arc<Shape>> {
+        let source = &self.rerun.source;
+        let shaped = self.shaped.as_ref()?;
+        if source.planned().is_ok_and(|planned| shaped.holds(&source.engine, planned)) {
+            return Some(shaped.shape.clone());
+        }
+        self.forget_all();
+        None
+    }
+
+    /// Whatever is known was made with plugins that are not in use any more.
+    fn forget_all(&mut self) {
+        self.shaped = None;
+        self.measured(|this| {
+            let known: Vec<i64> = this.windows.keys().copied().collect();
+            known.into_iter().for_each(|start| this.unknown(start));
+        });
+    }
+
+    /// The shape as the query's names are meant now; `None` where it has none any more.
+    ///
+    /// # Errors
+    /// Those of planning, such as `plugin_unavailable`; `conflict` where the query has other
+    /// windows now.
+    async fn reshaped(&mut self) -> Result<Option<Arc<Shape>>> {
+        if let Some(shape) = self.shape() {
+            return Ok(Some(shape));
+        }
+        let Ok(shaped) = self.rerun.source.shaped().await? else { return Ok(None) };
+        if shaped.local.window != self.window {
+            return Err(changed());
+        }
+        let shape = shaped.shape.clone();
+        self.shaped = Some(shaped);
+        Ok(Some(shape))
+    }
+
+    fn rest(&self) {
+        if let Some(shaped) = &self.shaped {
+            shaped.rest();
+        }
+    }
+
     /// Rows that may replace others: what their windows hold is not known any more.
-    fn forget(&mut self, committed: &Committed) -> Result<()> {
+    fn doubt(&mut self, committed: &Committed) -> Result<()> {
         let times = late::times(&committed.table.schema, &committed.batch)?;
         for start in starts(self.window, times) {
             self.rerun.dirty.add(one(start));
@@ -101,23 +155,28 @@ impl Incremental {
     }
 
     /// Rows that are new.
-    fn add(&mut self, committed: &Committed) -> Result<()> {
-        let below = &self.shape.below;
-        let rows = below.run(&committed.batch, below.schema())?;
+    fn add(&mut self, shape: &Shape, committed: &Committed) -> Result<()> {
+        let rows = shape.below.run(&committed.batch, shape.below.schema())?;
         if rows.num_rows() == 0 {
             return Ok(());
         }
-        let inputs = self.shape.inputs(&rows)?;
+        let inputs = shape.inputs(&rows)?;
         for (start, inputs) in apart(inputs)? {
             self.rerun.dirty.add(one(start));
-            self.add_to(start, &inputs, committed.position)?;
+            self.add_to(shape, start, &inputs, committed.position)?;
         }
         Ok(())
     }
 
-    fn add_to(&mut self, start: i64, inputs: &Inputs, position: Position) -> Result<()> {
+    fn add_to(
+        &mut self,
+        shape: &Shape,
+        start: i64,
+        inputs: &Inputs,
+        position: Position,
+    ) -> Result<()> {
         if start >= self.fresh_from && !self.windows.contains_key(&start) {
-            let state = Window::new(&self.shape, Position::default())?;
+            let state = Window::new(shape, Position::default())?;
             self.windows.insert(start, Some(Box::new(state)));
         }
         let Some(place) = self.windows.get_mut(&start) else { return Ok(()) };
@@ -125,7 +184,7 @@ impl Incremental {
             return Ok(());
         };
         let before = state.bytes;
-        let added = state.add(&self.shape, inputs);
+        let added = state.add(shape, inputs);
         state.upto = position;
         let after = state.bytes;
         if added.is_err() {
@@ -140,7 +199,7 @@ impl Incremental {
     fn evict(&mut self) {
         while self.bytes > self.rerun.source.most && self.windows.len() > 1 {
             let Some((start, state)) = self.windows.pop_first() else { break };
-            self.fresh_from = self.fresh_from.max(start.saturating_add(self.window.width));
+            self.fresh_from = self.fresh_from.max(self.window.next(start));
             if let Some(state) = state {
                 self.bytes = self.bytes.saturating_sub(state.bytes);
                 metrics().live.evicted_windows.inc();
@@ -163,38 +222,53 @@ impl Incremental {
         let times = self.window.times(range);
         let first = self.window.start(times.first);
         if range == TimeRange::ALL
-            || range.last.saturating_sub(first) / self.window.width >= MOST_ONE_BY_ONE
+            || range.last.saturating_sub(first) / self.window.hop >= MOST_ONE_BY_ONE
         {
             return None;
         }
-        let all = std::iter::successors(Some(first), |start| start.checked_add(self.window.width));
+        let all = std::iter::successors(Some(first), |start| start.checked_add(self.window.hop));
         let all: Vec<i64> = all.take_while(|start| *start <= range.last).collect();
         let unknown = |start: &i64| match self.windows.get(start) {
             Some(state) => state.is_none(),
             None => *start < self.fresh_from,
         };
         let unknown: Vec<i64> = all.iter().copied().filter(unknown).collect();
-        (unknown.len() <= MOST_REBUILT).then_some((all, unknown))
+        let fits =
+            unknown.len() <= MOST_REBUILT && self.large.range(first..=range.last).next().is_none();
+        fits.then_some((all, unknown))
+    }
+
+    /// A window whose state takes too much memory runs again from now on.
+    fn too_large(&mut self, start: i64) {
+        self.unknown(start);
+        self.large.insert(start);
+        if self.large.len() > MOST_LARGE {
+            self.large.pop_first();
+        }
     }
 
     /// Reads the state of a window from the table at a version.
-    async fn rebuild(&mut self, start: i64, version: &Arc<Version>) -> Result<()> {
+    async fn rebuild(&mut self, shape: &Shape, start: i64, version: &Arc<Version>) -> Result<()> {
         metrics().live.rebuilt_windows.inc();
-        let (input, local) = (self.shape.input.clone(), self.local.clone());
-        let times = self.window.times(one(start));
-        let change =
-            move |_: &SessionState, _: LogicalPlan| local::within(input.clone(), &local, times);
+        let Some(Shaped { local, .. }) = &self.shaped else { return Ok(()) };
+        let (input, local, starts) = (shape.input.clone(), local.clone(), shape.starts.clone());
+        let window = self.window;
+        let change = move |_: &SessionState, _: LogicalPlan| {
+            let plan = local::within(input.clone(), &local, window.times(one(start)))?;
+            if window.overlaps() { local::starting(plan, &starts, one(start)) } else { Ok(plan) }
+        };
         let (_, mut rows) = self.rerun.source.run(vec![version.clone()], change).await?;
-        let mut state = Window::new(&self.shape, version.watermark)?;
+        let mut state = Window::new(shape, version.watermark)?;
         while let Some(batch) = rows.next().await {
             let batch = batch?;
             if batch.num_rows() == 0 {
                 continue;
             }
-            let inputs = self.shape.inputs(&dress(&batch, self.shape.below.schema())?)?;
-            state.add(&self.shape, &inputs)?;
+            let inputs = shape.inputs(&dress(&batch, shape.below.schema())?)?;
+            state.add(shape, &inputs)?;
             if state.bytes > self.rerun.source.most {
-                return Err(too_large(self.rerun.source.most));
+                self.measured(|this| this.too_large(start));
+                return Ok(());
             }
         }
         self.measured(|this| {
@@ -206,7 +280,7 @@ impl Incremental {
     }
 
     /// The rows of some windows from their states; `None` where a state is missing after all.
-    fn answer(&mut self, all: &[i64]) -> Result<Option<Vec<RecordBatch>>> {
+    fn answer(&mut self, shape: &Shape, all: &[i64]) -> Result<Option<Vec<RecordBatch>>> {
         let mut rows = Vec::new();
         for start in all {
             let Some(state) = self.windows.get_mut(start) else {
@@ -217,10 +291,11 @@ impl Incremental {
             };
             let Some(window) = state else { return Ok(None) };
             if window.bytes > self.rerun.source.most {
-                return Err(too_large(self.rerun.source.most));
+                self.too_large(*start);
+                return Ok(None);
             }
             let before = window.bytes;
-            let answer = window.rows(&self.shape, *start);
+            let answer = window.rows(shape, *start);
             let after = window.bytes;
             if answer.is_err() {
                 *state = None;
@@ -240,11 +315,13 @@ impl Incremental {
         range: TimeRange,
         versions: &[Arc<Version>],
     ) -> Result<Vec<RecordBatch>> {
-        if let ([version], Some((all, unknown))) = (versions, self.one_by_one(range)) {
+        if let ([version], Some((all, unknown))) = (versions, self.one_by_one(range))
+            && let Some(shape) = self.reshaped().await?
+        {
             for start in unknown {
-                self.rebuild(start, version).await?;
+                self.rebuild(&shape, start, version).await?;
             }
-            if let Some(rows) = self.measured(|this| this.answer(&all))? {
+            if let Some(rows) = self.measured(|this| this.answer(&shape, &all))? {
                 return Ok(rows);
             }
         }
@@ -254,8 +331,7 @@ impl Incremental {
     /// Whatever the table has now lies before here; what it gets later is given.
     fn look(&mut self, versions: &[Arc<Version>]) {
         let last = versions.iter().filter_map(|version| version.time()).map(|time| time.last).max();
-        let next =
-            last.map_or(i64::MIN, |last| self.window.start(last).saturating_add(self.window.width));
+        let next = last.map_or(i64::MIN, |last| self.window.next(self.window.start(last)));
         self.fresh_from = self.fresh_from.min(next);
     }
 }
@@ -345,23 +421,21 @@ impl Windowed for Incremental {
             return Ok(());
         }
         self.applied = committed.position;
-        let taken = self.measured(|this| match committed.late {
-            true => this.forget(committed),
-            false => this.add(committed),
+        let shape = self.shape().filter(|_| !committed.late);
+        let taken = self.measured(|this| match &shape {
+            Some(shape) => this.add(shape, committed),
+            None => this.doubt(committed),
         });
+        self.rest();
         if taken.is_err() {
             // Some of its rows may be in the states and some not.
-            self.measured(|this| this.forget(committed))?;
+            self.measured(|this| this.doubt(committed))?;
         }
         taken
     }
 
-    fn invalidate(&mut self, times: TimeRange) {
-        if times.first > times.last {
-            return;
-        }
+    fn reopen(&mut self, starts: TimeRange) {
         self.measured(|this| {
-            let starts = this.window.starts(times);
             // Windows without a state may have got rows.
             if starts.last >= this.fresh_from {
                 this.fresh_from = i64::MAX;
@@ -370,8 +444,9 @@ impl Windowed for Incremental {
             let known = this.windows.range(starts.first..=starts.last);
             let known: Vec<i64> = known.map(|(start, _)| *start).collect();
             known.into_iter().for_each(|start| this.unknown(start));
+            this.large.retain(|start| *start < starts.first || *start > starts.last);
         });
-        self.rerun.invalidate(times);
+        self.rerun.reopen(starts);
     }
 
     fn dirty(&self) -> Vec<TimeRange> {
@@ -381,7 +456,9 @@ impl Windowed for Incremental {
     fn take(&mut self, starts: TimeRange) -> BoxFuture<'_, Result<Taken>> {
         async move {
             let versions = self.rerun.source.versions()?;
-            let rows = self.rows(starts, &versions).await?;
+            let rows = self.rows(starts, &versions).await;
+            self.rest();
+            let rows = rows?;
             self.look(&versions);
             self.rerun.dirty.remove(starts);
             Ok(Taken { rows, upto: upto(&versions) })

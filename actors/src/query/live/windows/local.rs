@@ -10,14 +10,15 @@
 //! one that windows come from), so each gives the ways that hold, and the top chooses.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, JoinType, ScalarValue};
+use datafusion::common::{DFSchema, JoinType, NullHandling, ScalarValue, internal_err};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::expr::{ScalarFunction, WindowFunction};
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, Filter, Join, LogicalPlan, TableScan, lit,
+    Aggregate, Distinct, Expr, ExprSchemable, Filter, Join, LogicalPlan, TableScan, Unnest, lit,
 };
 use kymo_kernel::Result;
 use kymo_kernel::ids::{TableId, TimeRange};
@@ -26,7 +27,7 @@ use kymo_kernel::schema::ColumnKind;
 
 use crate::query::duration::Span;
 use crate::query::error::from_engine;
-use crate::query::functions::{MILLENNIUM_MONDAY, TIME_BUCKET};
+use crate::query::functions::{MILLENNIUM_MONDAY, TIME_BUCKET, TIME_HOPS};
 use crate::query::provider::KymoTable;
 
 /// Ways to read a node that are followed; joins of many tables have more than anybody needs.
@@ -40,8 +41,31 @@ const SECOND: i64 = 1_000_000_000;
 enum Time {
     /// Their time, exactly.
     Instant,
-    /// The start of the window that all of them lie in.
-    Start { width: i64, origin: i64 },
+    /// The start of a window that all of them lie in.
+    Start(Windows),
+    /// The list of the starts of all windows that each of them lies in.
+    Starts(Windows),
+}
+
+/// Windows of a fixed width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Windows {
+    width: i64,
+    hop: i64,
+    origin: i64,
+}
+
+impl Windows {
+    fn spec(self, column: usize) -> WindowSpec {
+        WindowSpec { column, width: self.width, hop: self.hop, origin: self.origin }
+    }
+
+    /// Whether each of these is made of whole windows of another kind, which lie side by side.
+    fn whole(self, inner: Windows) -> bool {
+        let whole = |length: i64| length.checked_rem(inner.width) == Some(0);
+        let apart = self.origin.checked_sub(inner.origin);
+        inner.hop == inner.width && whole(self.width) && whole(self.hop) && apart.is_some_and(whole)
+    }
 }
 
 /// One way to read a node.
@@ -69,8 +93,8 @@ pub(super) fn local(plan: &LogicalPlan) -> Option<Local> {
     ways.sort_by_key(|way| std::cmp::Reverse(way.scans.len()));
     let (way, window) = ways.into_iter().find_map(|way| {
         let window = way.columns.iter().enumerate().find_map(|(column, time)| match time {
-            Some(Time::Start { width, origin }) if instants(plan.schema(), column) => {
-                Some(WindowSpec { column, width: *width, origin: *origin })
+            Some(Time::Start(windows)) if instants(plan.schema(), column) => {
+                Some(windows.spec(column))
             }
             _ => None,
         })?;
@@ -81,7 +105,8 @@ pub(super) fn local(plan: &LogicalPlan) -> Option<Local> {
 
 /// The place of the column with the starts of windows among those of a plan.
 pub(super) fn place(plan: &LogicalPlan, window: WindowSpec) -> Option<usize> {
-    let wanted = Some(Time::Start { width: window.width, origin: window.origin });
+    let WindowSpec { width, hop, origin, .. } = window;
+    let wanted = Some(Time::Start(Windows { width, hop, origin }));
     let ways = ways(plan, &mut 0);
     ways.iter().find_map(|way| way.columns.iter().position(|time| *time == wanted))
 }
@@ -120,6 +145,24 @@ fn during(scan: &TableScan, times: TimeRange) -> Expr {
     let bound =
         |time| Expr::Literal(ScalarValue::TimestampNanosecond(Some(time), zone.clone()), None);
     column.clone().gt_eq(bound(times.first)).and(column.lt_eq(bound(times.last)))
+}
+
+/// The plan for rows whose window, the value of an expression over them, starts within a
+/// range. Of windows that overlap, rows of some instants have others, too.
+///
+/// # Errors
+/// Those of the engine.
+pub(super) fn starting(plan: LogicalPlan, window: &Expr, starts: TimeRange) -> Result<LogicalPlan> {
+    let of = |plan: &LogicalPlan| match window.get_type(plan.schema())? {
+        DataType::Timestamp(TimeUnit::Nanosecond, zone) => Ok(zone),
+        other => internal_err!("windows of type {other}"),
+    };
+    let zone = of(&plan).map_err(from_engine)?;
+    let bound = |time| lit(ScalarValue::TimestampNanosecond(Some(time), zone.clone()));
+    let window = window.clone();
+    let condition = window.clone().gt_eq(bound(starts.first)).and(window.lt_eq(bound(starts.last)));
+    let filter = Filter::try_new(condition, Arc::new(plan)).map_err(from_engine)?;
+    Ok(LogicalPlan::Filter(filter))
 }
 
 /// The place of the time among the columns that a scan reads, and the zone of its type.
@@ -229,6 +272,7 @@ fn of_node(node: &LogicalPlan, below: Way, input: &DFSchema) -> Option<Way> {
             below.columns.clone()
         }
         LogicalPlan::Aggregate(aggregate) => of_aggregate(aggregate, read)?,
+        LogicalPlan::Unnest(unnest) => of_unnest(unnest, &below.columns),
         LogicalPlan::Window(window) => {
             let apart = |expr: &Expr| match unnamed(expr) {
                 Expr::WindowFunction(function) => parted(function, &read),
@@ -258,6 +302,27 @@ fn of_aggregate(
     columns.iter().flatten().next()?;
     columns.resize(aggregate.schema.fields().len(), None);
     Some(columns)
+}
+
+/// Each row is repeated for the items of its list; a list of starts gives a start to each.
+fn of_unnest(unnest: &Unnest, below: &[Option<Time>]) -> Vec<Option<Time>> {
+    let lists: Vec<usize> = unnest.list_type_columns.iter().map(|(at, _)| *at).collect();
+    let column = |from: &usize| match below.get(*from).copied().flatten() {
+        Some(Time::Starts(windows)) if lists == [*from] && of_one_list(unnest) => {
+            Some(Time::Start(windows))
+        }
+        // Lists of unequal length are filled up.
+        _ if lists.contains(from) => None,
+        other => other,
+    };
+    unnest.dependency_indices.iter().map(column).collect()
+}
+
+/// Whether nothing but the items of one list come out, and rows without items vanish.
+pub(in super::super) fn of_one_list(unnest: &Unnest) -> bool {
+    matches!(unnest.list_type_columns.as_slice(), [(_, list)] if list.depth == 1)
+        && unnest.struct_type_columns.is_empty()
+        && unnest.options.null_handling == NullHandling::Drop
 }
 
 /// Whether a window function looks only at rows of one window of time.
@@ -359,16 +424,17 @@ fn time(expr: &Expr, schema: &DFSchema, columns: &[Option<Time>]) -> Option<Time
             _ => None,
         },
         Expr::ScalarFunction(function) => {
-            let (argument, width, origin) = window(function)?;
-            match time(argument, schema, columns)? {
-                Time::Instant => Some(Time::Start { width, origin }),
+            let (argument, windows) = window(function)?;
+            let fits = match time(argument, schema, columns)? {
+                Time::Instant => true,
                 // Windows of windows, where the larger ones are made of whole smaller ones.
-                Time::Start { width: inner, origin: from } => {
-                    let whole = width.checked_rem(inner) == Some(0)
-                        && origin.checked_sub(from)?.checked_rem(inner) == Some(0);
-                    whole.then_some(Time::Start { width, origin })
-                }
-            }
+                Time::Start(inner) => windows.whole(inner),
+                Time::Starts(_) => false,
+            };
+            fits.then_some(match function.func.name() {
+                TIME_HOPS => Time::Starts(windows),
+                _ => Time::Start(windows),
+            })
         }
         _ => None,
     }
@@ -378,19 +444,25 @@ fn universal(zone: Option<&str>) -> bool {
     matches!(zone, None | Some("+00:00" | "UTC" | "Z"))
 }
 
-/// A call that gives windows of a fixed width: of which time, how wide, and from where.
-fn window(function: &ScalarFunction) -> Option<(&Expr, i64, i64)> {
-    match (function.func.name(), function.args.as_slice()) {
-        (TIME_BUCKET, [width, time]) => Some((time, nanos(width)?, MILLENNIUM_MONDAY)),
-        (TIME_BUCKET, [width, time, origin]) => Some((time, nanos(width)?, instant(origin)?)),
-        ("date_bin", [width, time]) => Some((time, nanos(width)?, 0)),
-        ("date_bin", [width, time, origin]) => Some((time, nanos(width)?, instant(origin)?)),
+/// A call that gives windows of a fixed width: of which time, and which ones.
+fn window(function: &ScalarFunction) -> Option<(&Expr, Windows)> {
+    let apart = |width, origin| Windows { width, hop: width, origin };
+    Some(match (function.func.name(), function.args.as_slice()) {
+        (TIME_BUCKET, [width, time]) => (time, apart(nanos(width)?, MILLENNIUM_MONDAY)),
+        (TIME_BUCKET | "date_bin", [width, time, origin]) => {
+            (time, apart(nanos(width)?, instant(origin)?))
+        }
+        (TIME_HOPS, [hop, width, time, origin @ ..]) => {
+            let origin = origin.first().map_or(Some(MILLENNIUM_MONDAY), instant)?;
+            (time, Windows { width: nanos(width)?, hop: nanos(hop)?, origin })
+        }
+        ("date_bin", [width, time]) => (time, apart(nanos(width)?, 0)),
         ("date_trunc", [unit, time]) => {
             let (width, origin) = truncation(unit)?;
-            Some((time, width, origin))
+            (time, apart(width, origin))
         }
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
 /// A constant length of time in nanoseconds, where it is above zero and no calendar decides.

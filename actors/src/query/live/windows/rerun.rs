@@ -9,7 +9,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use futures::future::{BoxFuture, FutureExt};
 use futures::{Stream, StreamExt};
 use kymo_kernel::ids::{Position, TableId, TimeRange};
@@ -23,10 +23,12 @@ use kymo_kernel::storage::late;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
 
-use super::super::{Pinned, pinned};
+use super::super::{Pinned, pinned, planned};
 use super::dirty::Dirty;
 use super::local::{self, Local};
+use super::shaped::Shaped;
 use crate::query::Tables;
+use crate::query::command::Planned;
 use crate::query::engine::Engine;
 use crate::query::error::from_engine;
 
@@ -56,6 +58,26 @@ impl Source {
             })
         };
         self.tables.iter().map(version).collect()
+    }
+
+    /// The statement as it was parsed.
+    ///
+    /// # Errors
+    /// `internal`.
+    pub(super) fn planned(&self) -> Result<&Planned> {
+        planned(&self.statement)
+    }
+
+    /// Plans the statement again, as its names are meant now.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub(super) async fn shaped(&self) -> Result<Result<Shaped, String>> {
+        let planned = self.planned()?;
+        let (state, lending) =
+            self.engine.lend_kept(&self.session, planned, Arc::default(), None)?;
+        let plan = self.engine.query_plan(&state, &self.statement, &self.parameters).await?;
+        Shaped::new(&state, &plan, (planned, lending))
     }
 
     /// Runs the statement over tables at some versions, with its plan changed before.
@@ -101,7 +123,7 @@ impl Source {
     }
 }
 
-pub(super) fn too_large(most: usize) -> Error {
+fn too_large(most: usize) -> Error {
     Error::new(
         Code::LimitReached,
         format!("the query needs more than live.state_bytes = {most} to be kept"),
@@ -109,7 +131,7 @@ pub(super) fn too_large(most: usize) -> Error {
     .with_hint("group by fewer values, use wider windows, or raise live.state_bytes")
 }
 
-fn changed() -> Error {
+pub(super) fn changed() -> Error {
     Error::new(Code::Conflict, "a table has changed so that the query has other columns now")
         .with_hint("begin again")
 }
@@ -140,7 +162,7 @@ impl Rerun {
         keys: Option<Vec<usize>>,
         why: String,
     ) -> Self {
-        let dirty = Dirty::new(local.as_ref().map_or(1, |local| local.window.width));
+        let dirty = Dirty::new(local.as_ref().map_or(1, |local| local.window.hop));
         Rerun { source: Arc::new(source), local, schema, keys, why, dirty }
     }
 
@@ -160,7 +182,9 @@ impl Rerun {
                 let plan = state.optimize(&plan).map_err(from_engine)?;
                 let local = local::local(&plan).filter(|local| local.window == window);
                 let local = local.ok_or_else(changed)?;
-                local::within(plan, &local, window.times(starts))
+                let column = Expr::from(plan.schema().qualified_field(window.column));
+                let plan = local::within(plan, &local, window.times(starts))?;
+                if window.overlaps() { local::starting(plan, &column, starts) } else { Ok(plan) }
             }
             _ => Ok(plan),
         };
@@ -197,15 +221,14 @@ impl Rerun {
 /// The windows that times fall into, each once, ascending.
 pub(super) fn starts(window: WindowSpec, times: &[i64]) -> BTreeSet<i64> {
     let mut starts = BTreeSet::new();
-    let mut last: Option<i64> = None;
+    let mut last: Option<TimeRange> = None;
     for time in times {
-        // Rows of a commit are mostly of one window.
-        let same =
-            last.is_some_and(|start| *time >= start && time.saturating_sub(start) < window.width);
-        if !same {
-            let start = window.start(*time);
-            starts.insert(start);
-            last = Some(start);
+        // Rows of a commit are mostly of the same windows.
+        let these = TimeRange { first: window.first_start(*time), last: window.start(*time) };
+        if last.replace(these) != Some(these) {
+            let next = |start: &i64| start.checked_add(window.hop);
+            let all = std::iter::successors(Some(these.first), next);
+            starts.extend(all.take_while(|start| *start <= these.last));
         }
     }
     starts
@@ -263,8 +286,7 @@ impl Windowed for Rerun {
         marked
     }
 
-    fn invalidate(&mut self, times: TimeRange) {
-        let starts = self.window().map_or(TimeRange::ALL, |window| window.starts(times));
+    fn reopen(&mut self, starts: TimeRange) {
         self.dirty.add(starts);
     }
 

@@ -19,8 +19,10 @@ use kymo_kernel::Result;
 use super::super::compile::{Compiled, Steps, compile, steps};
 use super::local::{Local, place, unnamed};
 use crate::query::error::from_engine;
+use crate::query::plugin::is_of_plugin;
 
-/// Aggregate functions whose states can be merged and stay small.
+/// Aggregate functions whose states can be merged. Some remember every value; a window of which
+/// that is too much is read again.
 const MERGEABLE: &[&str] = &[
     "count",
     "sum",
@@ -45,7 +47,20 @@ const MERGEABLE: &[&str] = &[
     "approx_percentile_cont",
     "approx_percentile_cont_with_weight",
     "approx_median",
+    "median",
+    "percentile_cont",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_count",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
 ];
+/// Those whose states of `DISTINCT` values can be merged, too.
+const MERGEABLE_DISTINCT: &[&str] = &["count", "sum", "min", "max"];
 
 /// A query of class `windows`, compiled.
 pub(super) struct Shape {
@@ -57,11 +72,13 @@ pub(super) struct Shape {
     groups: Vec<Arc<dyn PhysicalExpr>>,
     /// The place of the window among the groups.
     pub(super) window: usize,
+    /// The same, as an expression over rows of `input`.
+    pub(super) starts: Expr,
     /// The start of a row's window.
     start: Arc<dyn PhysicalExpr>,
     /// Makes comparable keys of the groups.
     pub(super) keys: RowConverter,
-    aggregates: Vec<Call>,
+    pub(super) aggregates: Vec<Call>,
     /// The shape of the aggregate's rows.
     pub(super) grouped: SchemaRef,
     /// From there to the rows of the query.
@@ -69,10 +86,12 @@ pub(super) struct Shape {
 }
 
 /// One aggregate function with its arguments.
-struct Call {
+pub(super) struct Call {
     function: Arc<AggregateFunctionExpr>,
     arguments: Vec<Arc<dyn PhysicalExpr>>,
     filter: Option<Arc<dyn PhysicalExpr>>,
+    /// Whether it is a plugin's, which holds nothing between calls.
+    pub(super) lent: bool,
 }
 
 /// Rows on their way into states: everything that is computed from them, once.
@@ -119,6 +138,7 @@ pub(super) fn shape(
     let all = aggregate.group_expr.iter().map(|expr| physical(unnamed(expr)));
     let mut groups = all.collect::<Result<Vec<_>>>()?;
     let start = groups.remove(window);
+    let starts = unnamed(&aggregate.group_expr[window]).clone();
     let grouped = Arc::new(aggregate.schema.as_arrow().clone());
     let types = grouped.fields().iter().take(aggregate.group_expr.len()).enumerate();
     let keys = types
@@ -131,7 +151,7 @@ pub(super) fn shape(
     let aggregates = aggregate.aggr_expr.iter().map(|expr| call(state, aggregate, expr));
     let aggregates = aggregates.collect::<Result<Vec<_>>>()?;
     let input = aggregate.input.as_ref().clone();
-    Ok(Ok(Shape { below, input, groups, window, start, keys, aggregates, grouped, above }))
+    Ok(Ok(Shape { below, input, groups, window, starts, start, keys, aggregates, grouped, above }))
 }
 
 fn call(state: &SessionState, aggregate: &Aggregate, expr: &Expr) -> Result<Call> {
@@ -140,8 +160,9 @@ fn call(state: &SessionState, aggregate: &Aggregate, expr: &Expr) -> Result<Call
     let built =
         LoweredAggregateBuilder::new(expr, logical, logical.as_arrow(), props, &context).build();
     let lowered = built.map_err(from_engine)?;
-    let arguments = lowered.aggregate.expressions();
-    Ok(Call { function: lowered.aggregate, arguments, filter: lowered.filter })
+    let (function, filter) = (lowered.aggregate, lowered.filter);
+    let (arguments, lent) = (function.expressions(), is_of_plugin(function.fun()));
+    Ok(Call { function, arguments, filter, lent })
 }
 
 fn subqueries(plan: &LogicalPlan) -> Result<bool> {
@@ -174,14 +195,14 @@ fn unfit(aggregate: &Aggregate) -> Option<String> {
             return Some(format!("{expr} is not kept by windows"));
         };
         let name = call.func.name();
-        if !MERGEABLE.contains(&name) {
+        if !MERGEABLE.contains(&name) && !is_of_plugin(&call.func) {
             return Some(format!("the state of {name}() is not kept by windows"));
         }
-        if call.params.distinct {
-            return Some(format!("{name}(DISTINCT …) has to remember every value"));
+        if call.params.distinct && !MERGEABLE_DISTINCT.contains(&name) {
+            return Some(format!("the state of {name}(DISTINCT …) is not kept by windows"));
         }
         // WITHIN GROUP says which values a quantile is of, not in which order they come.
-        let ordered = !call.params.order_by.is_empty() && !name.starts_with("approx_percentile");
+        let ordered = !call.params.order_by.is_empty() && !name.contains("percentile");
         ordered.then(|| format!("{name}(… ORDER BY …) depends on the order of all rows"))
     })
 }
@@ -222,20 +243,18 @@ impl Shape {
             arguments: arguments.collect::<Result<_>>()?,
         })
     }
+}
 
-    /// An empty state for each aggregate function.
+impl Call {
+    /// An empty state.
     ///
     /// # Errors
     /// Those of the engine.
-    pub(super) fn accumulators(&self) -> Result<Vec<Box<dyn GroupsAccumulator>>> {
-        self.aggregates.iter().map(|call| accumulator(&call.function)).collect()
+    pub(super) fn accumulator(&self) -> Result<Box<dyn GroupsAccumulator>> {
+        if self.function.groups_accumulator_supported() {
+            return self.function.create_groups_accumulator().map_err(from_engine);
+        }
+        let function = self.function.clone();
+        Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
     }
-}
-
-fn accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
-    if function.groups_accumulator_supported() {
-        return function.create_groups_accumulator().map_err(from_engine);
-    }
-    let function = function.clone();
-    Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
 }

@@ -1,7 +1,7 @@
 //! What is known of one window: its groups, and the state of each aggregate function for them.
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, RecordBatch, RecordBatchOptions, TimestampNanosecondArray,
+    Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampNanosecondArray,
 };
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
@@ -14,17 +14,27 @@ use kymo_kernel::ids::Position;
 use kymo_kernel::{Error, Result};
 use std::hash::BuildHasher;
 
-use super::shape::{Inputs, Shape};
+use super::parts::Parts;
+use super::shape::{Call, Inputs, Shape};
 use crate::query::error::from_engine;
 
 /// The state of a window.
 pub(super) struct Window {
     groups: Groups,
-    accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    /// For each aggregate function.
+    states: Vec<State>,
     /// It has every row of its window up to this commit.
     pub(super) upto: Position,
     /// Bytes that it takes.
     pub(super) bytes: usize,
+}
+
+/// The state of one aggregate function for all groups.
+enum State {
+    /// Within an accumulator.
+    Held(Box<dyn GroupsAccumulator>),
+    /// Of a plugin, as it was handed out.
+    Lent(Parts),
 }
 
 /// Numbers the groups of a window in the order in which they appear.
@@ -97,8 +107,8 @@ impl Window {
     /// # Errors
     /// Those of the engine.
     pub(super) fn new(shape: &Shape, upto: Position) -> Result<Self> {
-        let accumulators = shape.accumulators()?;
-        Ok(Window { groups: Groups::new(shape), accumulators, upto, bytes: 0 })
+        let states = shape.aggregates.iter().map(State::new).collect::<Result<_>>()?;
+        Ok(Window { groups: Groups::new(shape), states, upto, bytes: 0 })
     }
 
     /// Adds rows.
@@ -108,19 +118,16 @@ impl Window {
     pub(super) fn add(&mut self, shape: &Shape, inputs: &Inputs) -> Result<()> {
         self.groups.number(shape, &inputs.groups, inputs.starts.len())?;
         let (numbers, count) = (&self.groups.of_rows, self.groups.count);
-        for (accumulator, (arguments, filter)) in
-            self.accumulators.iter_mut().zip(&inputs.arguments)
-        {
-            accumulator
-                .update_batch(arguments, numbers, filter.as_ref(), count)
-                .map_err(from_engine)?;
+        let calls = shape.aggregates.iter().zip(&inputs.arguments);
+        for (state, (call, (arguments, filter))) in self.states.iter_mut().zip(calls) {
+            state.add(call, (arguments, filter.as_ref()), numbers, count)?;
         }
         self.measure();
         Ok(())
     }
 
     fn measure(&mut self) {
-        let states: usize = self.accumulators.iter().map(|each| each.size()).sum();
+        let states: usize = self.states.iter().map(State::bytes).sum();
         self.bytes = self.groups.bytes() + states + size_of::<Self>();
     }
 
@@ -150,28 +157,67 @@ impl Window {
     }
 
     fn keys(&self, shape: &Shape) -> Result<Vec<ArrayRef>> {
-        if shape.grouped.fields().len() == self.accumulators.len() + 1 {
+        if shape.grouped.fields().len() == self.states.len() + 1 {
             return Ok(Vec::new());
         }
         shape.keys.convert_rows(&self.groups.keys).map_err(defect)
     }
 
-    /// The values of the aggregate functions. Asking an accumulator empties it, so its state
-    /// goes into two new ones: one to ask, one to keep.
+    /// The values of the aggregate functions.
     fn values(&mut self, shape: &Shape) -> Result<Vec<ArrayRef>> {
-        let numbers: Vec<usize> = (0..self.groups.count).collect();
-        let (mut asked, mut kept) = (shape.accumulators()?, shape.accumulators()?);
-        let mut values = Vec::with_capacity(asked.len());
-        for (at, accumulator) in self.accumulators.iter_mut().enumerate() {
-            let state = accumulator.state(EmitTo::All).map_err(from_engine)?;
-            for copy in [&mut asked[at], &mut kept[at]] {
-                copy.merge_batch(&state, &numbers, numbers.len()).map_err(from_engine)?;
-            }
-            values.push(asked[at].evaluate(EmitTo::All).map_err(from_engine)?);
-        }
-        self.accumulators = kept;
+        let states = self.states.iter_mut().zip(&shape.aggregates);
+        let values = states.map(|(state, call)| state.values(call, self.groups.count));
+        let values = values.collect();
         self.measure();
-        Ok(values)
+        values
+    }
+}
+
+impl State {
+    fn new(call: &Call) -> Result<Self> {
+        Ok(match call.lent {
+            true => State::Lent(Parts::default()),
+            false => State::Held(call.accumulator()?),
+        })
+    }
+
+    fn add(
+        &mut self,
+        call: &Call,
+        (arguments, filter): (&[ArrayRef], Option<&BooleanArray>),
+        groups: &[usize],
+        total: usize,
+    ) -> Result<()> {
+        match self {
+            State::Held(state) => {
+                state.update_batch(arguments, groups, filter, total).map_err(from_engine)
+            }
+            State::Lent(parts) => parts.add(call, (arguments, filter), groups, total),
+        }
+    }
+
+    /// Asking an accumulator empties it, so its state goes into two new ones: one to ask, one
+    /// to keep.
+    fn values(&mut self, call: &Call, total: usize) -> Result<ArrayRef> {
+        let held = match self {
+            State::Held(held) => held,
+            State::Lent(parts) => return parts.values(call, total),
+        };
+        let groups: Vec<usize> = (0..total).collect();
+        let (mut asked, mut kept) = (call.accumulator()?, call.accumulator()?);
+        let state = held.state(EmitTo::All).map_err(from_engine)?;
+        for copy in [&mut asked, &mut kept] {
+            copy.merge_batch(&state, &groups, total).map_err(from_engine)?;
+        }
+        *held = kept;
+        asked.evaluate(EmitTo::All).map_err(from_engine)
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            State::Held(held) => held.size(),
+            State::Lent(parts) => parts.bytes(),
+        }
     }
 }
 
