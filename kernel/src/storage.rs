@@ -11,6 +11,7 @@
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
+//! | [`integrity`] | checking and repairing a closed store |
 //!
 //! **Write path**: a writer encodes a batch ([`log::Record::encode`]) and hands it to
 //! [`Store::log`]; when it is durable it calls `TableState::apply`, which shows it to readers.
@@ -57,6 +58,7 @@ pub mod components;
 pub mod delete;
 pub mod expire;
 pub mod frame;
+pub mod integrity;
 pub mod interner;
 pub mod journal;
 pub mod key;

@@ -2,111 +2,19 @@
 //! replay, trimming, what is collected and when, damage that is named.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
+mod kit;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, TimestampNanosecondArray};
-use arrow::datatypes::{Int32Type, Schema};
-use kymo_config::Settings;
+use kit::{ROOT, Table, definition, open, settings, stored_rows};
+use kymo_kernel::Code;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
-use kymo_kernel::ids::{ColumnId, Position, TableId};
-use kymo_kernel::message::Durability;
-use kymo_kernel::schema::{
-    Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
-};
+use kymo_kernel::ids::{Position, TableId};
+use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::Store;
-use kymo_kernel::storage::log::{Record, RecordGroup};
 use kymo_kernel::storage::meta::Op;
-use kymo_kernel::storage::version::TableState;
-use kymo_kernel::{Code, Result};
-
-const ROOT: &str = "/store";
-
-struct Table {
-    store: Arc<Store>,
-    def: Arc<TableDef>,
-    state: TableState,
-}
-
-fn settings() -> Settings {
-    let mut settings = Settings::default();
-    settings.journal.file_bytes = 4096;
-    settings.compaction.grace_ms = 1000;
-    settings
-}
-
-fn open(sim: &Sim, settings: &Settings) -> Result<Arc<Store>> {
-    Store::open_stepped(sim.env(), PathBuf::from(ROOT), settings)
-}
-
-fn definition(id: TableId, name: &str) -> TableDef {
-    let column = |id, name: &str, kind, field_type| Column {
-        id: ColumnId(id),
-        name: name.to_owned(),
-        kind,
-        field_type,
-    };
-    let columns = vec![
-        column(1, "host", ColumnKind::Tag, FieldType::Text),
-        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
-        column(3, "value", ColumnKind::Field, FieldType::Int64),
-    ];
-    TableDef {
-        id,
-        name: TableName::new("kymo", name),
-        schema: TableSchema { version: 1, columns },
-        options: TableOptions::default(),
-    }
-}
-
-fn rows(def: &TableDef, first: i64, count: i64) -> RecordBatch {
-    let hosts: DictionaryArray<Int32Type> = (0..count).map(|_| "a").collect();
-    let times = TimestampNanosecondArray::from_iter_values(first..first + count);
-    let values: Int64Array = (first..first + count).map(Some).collect();
-    let columns: Vec<ArrayRef> =
-        vec![Arc::new(hosts), Arc::new(times.with_timezone("+00:00")), Arc::new(values)];
-    let fields: Vec<_> = def.schema.columns.iter().map(Column::arrow).collect();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
-}
-
-impl Table {
-    fn create(store: &Arc<Store>, name: &str) -> Table {
-        let def = definition(store.catalog().next_table, name);
-        store.commit(vec![Op::PutTable { def: def.clone() }]).unwrap();
-        let state = store.claim(def.id).unwrap();
-        Table { store: store.clone(), def: Arc::new(def), state }
-    }
-
-    fn append(&mut self, first: i64, count: i64) -> Result<Position> {
-        let batch = rows(&self.def, first, count);
-        let record = Record::encode(self.def.id, 1, &batch)?;
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let done = move |outcome| sender.send(outcome).unwrap();
-        self.store.log().append(RecordGroup::of(record), Durability::EveryWrite, Box::new(done));
-        self.store.step();
-        let position = receiver.recv().unwrap()?;
-        self.state.apply(position, batch)?;
-        Ok(position)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let frozen = self.state.freeze().unwrap();
-        let segments = self.store.write_frozen(&self.def, &frozen)?;
-        self.store.commit(vec![Op::AddSegments {
-            table: self.def.id,
-            segments: segments.clone(),
-            flushed_upto: frozen.span.last,
-        }])?;
-        self.state.flushed(&frozen, segments.into_iter().map(Arc::new))
-    }
-}
-
-fn stored_rows(store: &Store, name: &str) -> u64 {
-    let catalog = store.catalog();
-    let id = catalog.table(&TableName::new("kymo", name)).unwrap().def.id;
-    store.table(id).unwrap().load().stored_rows()
-}
 
 #[test]
 fn a_second_process_is_refused_with_the_way_out() {

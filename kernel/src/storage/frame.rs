@@ -61,6 +61,10 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq, TableId};
 use crate::storage::log::{Record, StoredGroup};
 
+mod past;
+
+pub use past::Gap;
+
 /// Length of a file header.
 pub const FILE_HEADER: usize = 64;
 /// Length of a frame without its payload.
@@ -226,6 +230,8 @@ pub struct FileReader {
     end: Option<End>,
     /// Where bytes did not verify and were read once more, in case the read itself failed.
     second_look: Option<u64>,
+    /// Where the group that is being read begins, and its first sequence.
+    begun: (u64, Seq),
 }
 
 impl FileReader {
@@ -235,10 +241,16 @@ impl FileReader {
     /// # Errors
     /// `corrupt` where the header does not verify in a file that was durable; I/O errors.
     pub fn open(path: PathBuf, file: Box<dyn DiskFile>, stated: Option<u64>) -> Result<FileReader> {
+        let mut reader = FileReader::unread(path, file, stated)?;
+        reader.read_header()?;
+        Ok(reader)
+    }
+
+    fn unread(path: PathBuf, file: Box<dyn DiskFile>, stated: Option<u64>) -> Result<FileReader> {
         let found = file.len().map_err(|error| read_error(&path, error))?;
         let len = stated.map_or(found, |stated| found.min(stated));
         let durable = stated.unwrap_or(0);
-        let mut reader = FileReader {
+        Ok(FileReader {
             path,
             file,
             len,
@@ -252,9 +264,8 @@ impl FileReader {
             next: Seq(0),
             end: None,
             second_look: None,
-        };
-        reader.read_header()?;
-        Ok(reader)
+            begun: (FILE_HEADER as u64, Seq(0)),
+        })
     }
 
     /// The file's header; `None` for a file that was never finished being made.
@@ -320,6 +331,7 @@ impl FileReader {
     pub fn next_group(&mut self) -> Result<Option<StoredGroup>> {
         let mut group = StoredGroup::new();
         let start = self.offset;
+        self.begun = (start, self.next);
         while self.end.is_none() {
             if self.offset == self.len && group.is_empty() {
                 self.finish_clean()?;
@@ -470,8 +482,9 @@ impl FileReader {
 
     fn corrupt(&self, at: u64, what: &str) -> Error {
         self.damage(at, what).with_hint(
-            "the record was stored and is damaged now: restore the file from a backup; the \
-             store does not open without it",
+            "the record was stored and is damaged now: restore the file from a backup, or run \
+             `kymo check` and `kymo repair`, which keep what can still be read; the store does \
+             not open with it",
         )
     }
 
@@ -480,8 +493,8 @@ impl FileReader {
         let path = self.path.display();
         self.damage(at, what).with_hint(format!(
             "all of the record was written, and it is damaged now: restore the file from a \
-             backup, or give up this last record and what follows it, acknowledged or not: \
-             truncate --size={at} '{path}'"
+             backup, or give up this last record and what follows it, acknowledged or not, as \
+             `kymo repair` does and: truncate --size={at} '{path}'"
         ))
     }
 

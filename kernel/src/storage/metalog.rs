@@ -6,8 +6,10 @@
 //! the name exists: that is how a second writer of the same version is found out, and the
 //! same primitive (create-only put) exists on every object store.
 //!
-//! Opening reads the newest checkpoint and the edits after it. Since each version is durable
-//! before the next is begun, a gap or a file that does not verify is damage, never a crash.
+//! Opening reads the newest checkpoint and the edits after it. The checkpoint before it and the
+//! edits between the two stay as a spare: from them `kymo repair` makes the newest again. Since
+//! each version is durable before the next is begun, a gap or a file that does not verify is
+//! damage, never a crash.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -217,6 +219,9 @@ impl MetaLog for LocalMetaLog {
     }
 
     fn checkpoint(&self, snapshot: &Snapshot) -> Result<()> {
+        // The one before stays, with the edits since: should this one be damaged some day,
+        // they give the same metadata.
+        let before = self.numbered(&self.snap, "")?.pop();
         let name = format!("{:020}", snapshot.version);
         let bytes = codec::encode_snapshot(snapshot)?;
         self.publish(&self.snap, &name, &bytes).map_err(|error| {
@@ -225,7 +230,7 @@ impl MetaLog for LocalMetaLog {
                 error,
             )
         })?;
-        self.forget_before(snapshot.version)
+        self.forget_before(before.map_or(MetaVersion(0), |(version, _)| version))
     }
 }
 

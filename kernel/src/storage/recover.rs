@@ -135,7 +135,7 @@ pub(super) fn open(
     }))
 }
 
-fn lock(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send + Sync>> {
+pub(super) fn lock(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send + Sync>> {
     env.disk
         .create_dir_all(root)
         .map_err(|error| Error::io(format_args!("create folder {}", root.display()), error))?;
@@ -162,7 +162,12 @@ fn limits(settings: &Settings) -> Limits {
 }
 
 /// Takes the partition and says who we are.
-fn announce(committer: &Committer, env: &Env, settings: &Settings, epoch: Epoch) -> Result<()> {
+pub(super) fn announce(
+    committer: &Committer,
+    env: &Env,
+    settings: &Settings,
+    epoch: Epoch,
+) -> Result<()> {
     let mut instance = [0; 16];
     env.random.fill(&mut instance);
     let assignment =
@@ -179,7 +184,7 @@ fn announce(committer: &Committer, env: &Env, settings: &Settings, epoch: Epoch)
     )
 }
 
-fn commit(committer: &Committer, ops: Vec<Op>) -> Result<()> {
+pub(super) fn commit(committer: &Committer, ops: Vec<Op>) -> Result<()> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     committer.propose(
         ops,
@@ -194,7 +199,7 @@ fn commit(committer: &Committer, ops: Vec<Op>) -> Result<()> {
 }
 
 /// The log on its way into tables.
-struct Replay<'a> {
+pub(super) struct Replay<'a> {
     committer: &'a Committer,
     target: &'a Target,
     states: BTreeMap<TableId, TableState>,
@@ -204,7 +209,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(
+    pub(super) fn new(
         committer: &'a Committer,
         target: &'a Target,
         files: &SegmentFiles,
@@ -241,7 +246,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Rows of tables that were dropped, and rows that are in segments, are passed over.
-    fn apply(&mut self, position: Position, record: &Record) -> Result<()> {
+    pub(super) fn apply(&mut self, position: Position, record: &Record) -> Result<()> {
         self.done.records += 1;
         let Some(state) = self.states.get_mut(&record.table) else { return Ok(()) };
         // A table's watermark starts at what is flushed and then follows what was applied.
@@ -275,6 +280,17 @@ impl<'a> Replay<'a> {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.done.flushes += 1;
         Ok(true)
+    }
+
+    /// How many rows were put into memory.
+    pub(super) fn rows(&self) -> u64 {
+        self.done.rows
+    }
+
+    /// Puts everything into segments.
+    pub(super) fn flush_all(&mut self) -> Result<()> {
+        while self.flush_largest()? {}
+        Ok(())
     }
 
     fn finish(self) -> (Vec<TableState>, Progress) {

@@ -178,6 +178,11 @@ impl SeriesIndex {
         Ok(SeriesIndex { blocks, series: place.series, rows })
     }
 
+    /// Stands in for a directory that does not verify: rows are found by their place only.
+    pub(super) fn absent(rows: u64) -> SeriesIndex {
+        SeriesIndex { blocks: Vec::new(), series: 0, rows }
+    }
+
     /// How many series the segment holds.
     #[must_use]
     pub fn series(&self) -> u64 {

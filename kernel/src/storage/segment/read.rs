@@ -86,6 +86,26 @@ impl SegmentReader {
     /// `corrupt` naming the file where it is missing, cut off, or not what the metadata says;
     /// `io_error`.
     pub fn open(store: &dyn SegmentStore, meta: &Arc<SegmentMeta>) -> Result<SegmentReader> {
+        SegmentReader::load(store, meta, false)
+    }
+
+    /// As [`SegmentReader::open`], for salvaging rows by their place: the series index may be
+    /// damaged, and nothing can be asked of it.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::open`].
+    pub fn open_damaged(
+        store: &dyn SegmentStore,
+        meta: &Arc<SegmentMeta>,
+    ) -> Result<SegmentReader> {
+        SegmentReader::load(store, meta, true)
+    }
+
+    fn load(
+        store: &dyn SegmentStore,
+        meta: &Arc<SegmentMeta>,
+        damaged: bool,
+    ) -> Result<SegmentReader> {
         let bytes = store.open(&meta.path)?;
         let size = bytes.size().map_err(|error| Error::io(read_of(&meta.path), error))?;
         if size != meta.bytes {
@@ -105,8 +125,8 @@ impl SegmentReader {
                 format_args!("it has {rows} rows, the metadata says {}", meta.rows),
             ));
         }
-        let (checked, index) =
-            load_extras(bytes, &arrow, meta).map_err(|error| error.context(read_of(&meta.path)))?;
+        let (checked, index) = load_extras(bytes, &arrow, meta, damaged)
+            .map_err(|error| error.context(read_of(&meta.path)))?;
         let open = Open { meta: meta.clone(), checked, arrow, index };
         Ok(SegmentReader { open: Arc::new(open), lease: None })
     }
@@ -302,9 +322,13 @@ fn load_extras(
     bytes: Arc<dyn SegmentBytes>,
     arrow: &ArrowReaderMetadata,
     meta: &SegmentMeta,
+    damaged: bool,
 ) -> Result<(Arc<Checked>, SeriesIndex)> {
     let place: index::Place = described(arrow, index::KEY)?;
-    let index = SeriesIndex::load(bytes.as_ref(), &place, meta.rows)?;
+    let index = match SeriesIndex::load(bytes.as_ref(), &place, meta.rows) {
+        Err(error) if damaged && error.code() == Code::Corrupt => SeriesIndex::absent(meta.rows),
+        loaded => loaded?,
+    };
     let place: blocks::Place = described(arrow, blocks::KEY)?;
     let checked = Checked::load(bytes, &place)?;
     Ok((Arc::new(checked), index))
