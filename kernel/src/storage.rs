@@ -11,7 +11,7 @@
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
-//! | [`integrity`] | checking and repairing a closed store |
+//! | [`integrity`], [`backup`] | checking and repairing a closed store, copying an open one |
 //!
 //! **Write path**: a writer encodes a batch ([`log::Record::encode`]) and hands it to
 //! [`Store::log`]; when it is durable it calls `TableState::apply`, which shows it to readers.
@@ -51,6 +51,7 @@ use crate::storage::poison::Poison;
 use crate::storage::segment::write::{Target, flush};
 use crate::storage::version::{Frozen, SegmentFiles, TableState, VersionCell};
 
+pub mod backup;
 pub mod collect;
 pub mod committer;
 pub mod compact;
@@ -95,6 +96,8 @@ pub struct Store {
     epoch: Epoch,
     garbage: collect::Garbage,
     components: Arc<Components>,
+    /// How many backups ask that no file goes; locked while files are deleted.
+    holds: Mutex<usize>,
     /// Held for as long as the store is open.
     _lock: Box<dyn Any + Send + Sync>,
 }
@@ -306,12 +309,17 @@ impl Store {
     }
 
     /// Deletes segments and components that nothing names any more and that nobody has used for
-    /// the grace period. Blocks on the disk; meant to be called now and then.
+    /// the grace period, unless a backup is under way. Blocks on the disk; meant to be called now
+    /// and then.
     ///
     /// # Errors
     /// I/O errors; what was not deleted is tried again with the next call.
     pub fn collect_garbage(&self) -> Result<usize> {
         self.poison.check()?;
+        let holds = self.holds.lock();
+        if *holds > 0 {
+            return Ok(0);
+        }
         let segments = self.garbage.collect(&self.env, &self.tables.files, || self.catalog());
         let grace = self.garbage.grace();
         let components = self.components.collect(&self.env, grace, || self.catalog());

@@ -132,6 +132,8 @@ families! {
         expired_bytes: IntCounter = "kymo_store_expired_bytes_total",
         /// Files deleted because nothing named them any more.
         deleted_files: IntCounter = "kymo_store_deleted_files_total",
+        /// Backups for whose sake no file is deleted.
+        backups: IntGauge = "kymo_store_backups",
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::PartitionId;
+use crate::storage::backup::refuse_unfinished;
 use crate::storage::meta::Snapshot;
 use crate::storage::recover::lock;
 
@@ -130,6 +131,7 @@ fn lock_existing(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send 
         )
         .with_hint("name the folder that server.data_dir names for the server"));
     }
+    refuse_unfinished(env, root)?;
     lock(env, root)
 }
 

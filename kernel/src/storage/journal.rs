@@ -182,6 +182,13 @@ impl Journal {
         self.shared.queued_bytes.load(Ordering::Relaxed)
     }
 
+    /// Writes what is queued and gives the current file as far as it is written, which is up to
+    /// the end of a group. Blocks for as long as an fsync takes.
+    pub fn extent(&self) -> FileInfo {
+        self.shared.step();
+        self.shared.core.lock().info.clone()
+    }
+
     /// Begins a new file with the next step that writes, whatever the size of the current one.
     pub fn rotate(&self) {
         self.shared.rotate.store(true, Ordering::Relaxed);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_config::Settings;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::cancel::CancelToken;
@@ -33,7 +34,7 @@ use crate::storage::poison::Poison;
 use crate::storage::segment::LocalSegments;
 use crate::storage::segment::write::{Target, flush};
 use crate::storage::version::{SegmentFiles, TableState};
-use crate::storage::{Store, Tables, collect, trim_log};
+use crate::storage::{Store, Tables, backup, collect, trim_log};
 
 /// How far opening is.
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,6 +68,7 @@ pub(super) fn open(
 ) -> Result<Arc<Store>> {
     let began = env.clock.monotonic();
     let lock = lock(&env, &root)?;
+    backup::refuse_unfinished(&env, &root)?;
     let poison = Poison::default();
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
     let head = meta.head()?;
@@ -131,6 +133,7 @@ pub(super) fn open(
         epoch,
         garbage,
         components,
+        holds: Mutex::default(),
         _lock: lock,
     }))
 }

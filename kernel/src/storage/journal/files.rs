@@ -41,7 +41,10 @@ impl FileInfo {
 
 /// The files of a partition that are complete, oldest first.
 #[derive(Default)]
-pub struct Files(Mutex<Vec<FileInfo>>);
+pub struct Files(Mutex<Vec<FileInfo>>, Holds);
+
+/// How many ask that no file goes; locked while files are removed.
+type Holds = Mutex<usize>;
 
 impl Files {
     /// Adds a file that nobody writes to any more.
@@ -69,14 +72,28 @@ impl Files {
         self.0.lock().last().map_or((1, 0), |info| (info.number + 1, info.bytes))
     }
 
+    /// Keeps all files until [`Files::release`]; waits for a removal that is under way.
+    pub fn hold(&self) {
+        *self.1.lock() += 1;
+    }
+
+    /// Takes a [`Files::hold`] back.
+    pub fn release(&self) {
+        *self.1.lock() -= 1;
+    }
+
     /// Removes the oldest files as long as all of their records are at or before `upto`.
     ///
     /// The folder is synced after each removal, so that a crash never leaves a gap between
-    /// the numbers of the files that remain.
+    /// the numbers of the files that remain. Nothing is removed while somebody holds the files.
     ///
     /// # Errors
     /// I/O errors; the files removed before one stay removed.
     pub fn trim(&self, env: &Env, upto: Position) -> Result<usize> {
+        let holds = self.1.lock();
+        if *holds > 0 {
+            return Ok(0);
+        }
         let mut removed = 0;
         loop {
             let oldest = self.0.lock().first().filter(|info| info.last <= upto).cloned();

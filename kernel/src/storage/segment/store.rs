@@ -75,6 +75,19 @@ impl LocalSegments {
         LocalSegments { disk, root }
     }
 
+    /// The names in a folder, sorted; none where there is no such folder.
+    ///
+    /// # Errors
+    /// `io_error`, naming the folder.
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let place = self.place(folder);
+        match self.disk.list(&place) {
+            Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(Error::io(format_args!("list folder {}", place.display()), error)),
+        }
+    }
+
     fn place(&self, path: &str) -> PathBuf {
         path.split('/').fold(self.root.clone(), |folder, part| folder.join(part))
     }

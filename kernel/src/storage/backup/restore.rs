@@ -1,0 +1,128 @@
+//! Making a store of a backup, in a folder that is empty.
+//!
+//! Every object is hashed on its way and gets its name only if it is what the manifest says.
+//! Until everything is there a marker stands in the folder, and no server opens it.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::env::Env;
+use crate::error::{Code, Error, Result};
+use crate::storage::backup::keep::{FOLDER, Kept, Manifest, manifest};
+use crate::storage::backup::{Hashing, PIECE, Progress, UNFINISHED, Vault, check_path, copy_bytes};
+use crate::storage::recover::lock;
+use crate::storage::segment::{LocalSegments, SegmentStore};
+
+/// What a restore came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Restored {
+    /// The name of the backup.
+    pub name: String,
+    /// When it was taken, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub taken_ns: i64,
+    /// Files.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The complete backups of a place, oldest first.
+///
+/// # Errors
+/// `corrupt` naming a manifest that does not verify, I/O errors.
+pub fn list(vault: &dyn Vault) -> Result<Vec<Manifest>> {
+    let names = vault.names(FOLDER)?;
+    let found = names.iter().map(|name| manifest(vault, name));
+    found.filter_map(Result::transpose).collect()
+}
+
+/// Copies a backup, the newest where none is named, into an empty folder. Blocks.
+///
+/// # Errors
+/// `invalid_input` where there is no such backup or the folder is not empty; `corrupt` naming
+/// an object that is not what was backed up; `disk_full` and I/O errors. The folder cannot be
+/// used then, and says so.
+pub fn restore(
+    vault: &dyn Vault,
+    name: Option<&str>,
+    env: &Env,
+    root: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Restored> {
+    let manifest = choose(vault, name)?;
+    refuse_used(env, root)?;
+    let _lock = lock(env, root)?;
+    mark(env, root)?;
+    let store = LocalSegments::new(env.disk.clone(), root.to_owned());
+    let total = manifest.objects.iter().map(|kept| kept.object.bytes).sum();
+    let mut at = Progress { done: 0, total };
+    progress(at);
+    for kept in &manifest.objects {
+        copy(vault, &store, kept).map_err(|error| error.context("restore"))?;
+        at.done += kept.object.bytes;
+        progress(at);
+    }
+    let path = root.join(UNFINISHED);
+    let unmark = env.disk.remove(&path).and_then(|()| env.disk.sync_dir(root));
+    unmark.map_err(|error| Error::io(format_args!("remove {}", path.display()), error))?;
+    let (objects, bytes) = (manifest.objects.len(), total);
+    Ok(Restored { name: manifest.name, taken_ns: manifest.taken_ns, objects, bytes })
+}
+
+fn choose(vault: &dyn Vault, name: Option<&str>) -> Result<Manifest> {
+    let hint = "`kymo restore SRC --list` shows the backups of a place";
+    if let Some(name) = name {
+        let known = vault.names(FOLDER)?.iter().any(|known| known == name);
+        let found = if known { manifest(vault, name)? } else { None };
+        return found.ok_or_else(|| {
+            let what = format!("there is no complete backup {name:?}");
+            Error::new(Code::InvalidInput, what).with_hint(hint)
+        });
+    }
+    for name in vault.names(FOLDER)?.iter().rev() {
+        if let Some(manifest) = manifest(vault, name)? {
+            return Ok(manifest);
+        }
+    }
+    Err(Error::new(Code::InvalidInput, "there is no complete backup in this place").with_hint(hint))
+}
+
+fn refuse_used(env: &Env, root: &Path) -> Result<()> {
+    let failed = |error| Error::io(format_args!("list folder {}", root.display()), error);
+    if !env.disk.exists(root).map_err(failed)? || env.disk.list(root).map_err(failed)?.is_empty() {
+        return Ok(());
+    }
+    let what = format!("folder {} is not empty", root.display());
+    Err(Error::new(Code::InvalidInput, what)
+        .with_hint("name a new folder; start the server on it, or move it, when it is whole"))
+}
+
+fn mark(env: &Env, root: &Path) -> Result<()> {
+    let path = root.join(UNFINISHED);
+    let write = || {
+        env.disk.create(&path)?.sync()?;
+        env.disk.sync_dir(root)
+    };
+    write().map_err(|error| Error::io(format_args!("write {}", path.display()), error))
+}
+
+fn copy(vault: &dyn Vault, store: &LocalSegments, kept: &Kept) -> Result<()> {
+    kept.object.check()?;
+    check_path(&kept.at)?;
+    let from = vault.open(&kept.at)?;
+    let upload = store.create(&kept.object.path)?;
+    let mut hashing = Hashing::new(BufWriter::with_capacity(PIECE, upload));
+    let failed = |error| Error::io(format_args!("copy {}", kept.at), error);
+    let length = from.size().map_err(failed)?;
+    copy_bytes(&from, length, &mut hashing).map_err(failed)?;
+    hashing.flush().map_err(failed)?;
+    if hashing.bytes != kept.object.bytes || hashing.digester.finish() != kept.digest {
+        let what = format!("{} is not what was backed up", kept.at);
+        return Err(Error::new(Code::Corrupt, what)
+            .with_hint("choose another backup with --backup; --list shows them"));
+    }
+    let upload = hashing.to.into_inner().map_err(|error| failed(error.into_error()))?;
+    upload.publish()
+}
