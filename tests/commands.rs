@@ -1,49 +1,7 @@
 //! The command line against a running server: what people type, and what they see.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
-
-use kymo_tests::{ADMIN, Certificate, Options, PASSWORD, Server, server};
-
-fn kymo(server: &Server, arguments: &[&str]) -> Command {
-    let mut command = Command::new(server::binary());
-    command
-        .args(arguments)
-        .env("KYMO_URL", server.url(""))
-        .env("KYMO_USER", ADMIN)
-        .env("KYMO_PASSWORD", PASSWORD)
-        .env_remove("KYMO_TOKEN")
-        .env("XDG_CONFIG_HOME", "/nonexistent")
-        .env("XDG_DATA_HOME", "/nonexistent");
-    command
-}
-
-fn run(command: &mut Command, input: &str) -> Output {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that refuses its arguments does not read.
-    let _ = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    child.wait_with_output().unwrap()
-}
-
-fn succeeds(command: &mut Command, input: &str) -> String {
-    let output = run(command, input);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{command:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn fails(command: &mut Command, input: &str) -> String {
-    let output = run(command, input);
-    assert_eq!(output.status.code(), Some(1), "{command:?}");
-    String::from_utf8(output.stderr).unwrap()
-}
+use kymo_tests::command::{fails, kymo, run, succeeds};
+use kymo_tests::{Certificate, Options, Server};
 
 #[test]
 fn line_protocol_goes_in_and_rows_come_out_in_every_format() {

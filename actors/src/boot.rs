@@ -31,6 +31,7 @@ use answers::Answers;
 use continuous::Continuing;
 use plugins::Plugins;
 
+use crate::backup::Backups;
 use crate::engine::Engine;
 use crate::feed::Hub;
 use crate::live::Live;
@@ -70,6 +71,7 @@ struct Inner {
     answers: Answers,
     live: Live,
     continuing: Continuing,
+    backups: Backups,
     shutdown: Shutdown,
     fatal: watch::Sender<Option<Error>>,
     ready: AtomicBool,
@@ -132,6 +134,7 @@ impl System {
             answers.subscriptions.clone(),
         );
         let continuing = Continuing::start(&settings, &env, &pools, &supervisor, &engine, &answers);
+        let backups = Backups::new(&settings, &env, &pools, engine.store().clone());
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
@@ -147,6 +150,7 @@ impl System {
             answers,
             live,
             continuing,
+            backups,
             shutdown,
             fatal,
             ready: AtomicBool::new(true),
@@ -268,6 +272,12 @@ impl System {
         self.0.engine.feed()
     }
 
+    /// Backups that are being taken.
+    #[must_use]
+    pub fn backups(&self) -> &Backups {
+        &self.0.backups
+    }
+
     /// The write side, for those who manage it.
     #[must_use]
     pub fn engine(&self) -> &Engine {
@@ -353,6 +363,11 @@ impl System {
         let continuing = self.0.continuing.clone();
         plan.on(Phase::Schedulers, "continuous queries", move || async move {
             continuing.stop().await;
+            Ok(())
+        });
+        let backups = self.0.backups.clone();
+        plan.on(Phase::Statements, "backups", move || async move {
+            backups.stop();
             Ok(())
         });
         let answers = self.0.answers.clone();

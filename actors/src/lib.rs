@@ -7,10 +7,11 @@
 //! [`retention`] lets expired ones go, the [`keeper`] cleans up, and [`memory`] keeps the
 //! account. [`live`] pushes what is committed to subscribers, [`continuous`] keeps tables of
 //! results up to date, [`alert`] evaluates rules, and [`notify`] carries what they say to
-//! people. [`plugin_manager`] keeps plugins. [`cluster`] says who owns what: today one node
-//! everything.
+//! people. [`plugin_manager`] keeps plugins. [`backup`] pins moments of the store for those who
+//! copy it. [`cluster`] says who owns what: today one node everything.
 
 pub mod alert;
+pub mod backup;
 pub mod boot;
 pub mod catalog;
 pub mod cluster;

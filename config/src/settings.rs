@@ -53,6 +53,8 @@ section! {
         compaction: Compaction = Compaction::default(),
         /// Letting expired rows go.
         retention: Retention = Retention::default(),
+        /// Backups that are being taken.
+        backup: Backup = Backup::default(),
         /// Limits of querying.
         query: Query = Query::default(),
         /// The PostgreSQL wire protocol.
@@ -251,6 +253,16 @@ section! {
     Retention {
         /// How often tables are looked at for segments whose rows are all expired.
         interval_ms: u64 = 60_000,
+    }
+}
+
+section! {
+    /// Backups that are being taken.
+    Backup {
+        /// How many at a time.
+        max_running: usize = 2,
+        /// Silence of the client after which a backup is let go.
+        lease_ms: u64 = 60_000,
     }
 }
 

@@ -172,6 +172,8 @@ impl Rules<'_> {
             ("compaction.interval_ms", s.compaction.interval_ms),
             ("compaction.target_bytes", s.compaction.target_bytes),
             ("retention.interval_ms", s.retention.interval_ms),
+            ("backup.max_running", s.backup.max_running as u64),
+            ("backup.lease_ms", s.backup.lease_ms),
             ("query.max_running", s.query.max_running as u64),
             ("query.memory_bytes", s.query.memory_bytes),
             ("query.max_sql_bytes", s.query.max_sql_bytes),

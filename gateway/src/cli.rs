@@ -1,16 +1,21 @@
 //! The command line: one file a command, one way to say what went wrong.
 //!
-//! `start` and `demo` run a server in this process. The others talk to one over HTTP by
-//! [`client`], which finds address and credentials in flags, in the environment, or where
-//! the last `kymo start` or `kymo demo` on this machine left them ([`credentials`]).
+//! `start` and `demo` run a server in this process; `check`, `repair` and `restore` work on a
+//! data folder that no server uses. The others talk to one over HTTP by [`client`], which finds
+//! address and credentials in flags, in the environment, or where the last `kymo start` or
+//! `kymo demo` on this machine left them ([`credentials`]).
 
+mod backup;
+mod check;
 pub(crate) mod client;
 mod credentials;
 mod demo;
 mod ingest;
 mod plugin;
 mod query;
+mod repair;
 mod repl;
+mod restore;
 mod serve;
 mod start;
 mod status;
@@ -51,6 +56,14 @@ enum Command {
     Plugin(plugin::Arguments),
     /// Show what a server is doing
     Status(status::Arguments),
+    /// Copy everything that a server has, while it goes on
+    Backup(backup::Arguments),
+    /// Make a data folder of a backup
+    Restore(restore::Arguments),
+    /// Verify everything in a data folder
+    Check(check::Arguments),
+    /// Save what can be saved of a damaged data folder
+    Repair(repair::Arguments),
 }
 
 /// Runs the command of this process's arguments; returns its exit code. A server compiles
@@ -70,9 +83,17 @@ pub fn run() -> ExitCode {
         Command::Ingest(arguments) => ingest::run(&arguments),
         Command::Plugin(arguments) => plugin::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
+        Command::Check(arguments) => return finish(check::run(&arguments)),
+        Command::Repair(arguments) => return finish(repair::run(&arguments)),
     };
+    finish(outcome.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(outcome: Result<ExitCode>) -> ExitCode {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE

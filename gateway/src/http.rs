@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod alerts;
+pub mod backup;
 pub mod body;
 pub mod format;
 pub mod guard;
@@ -24,8 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures::future::BoxFuture;
+use kymo_actors::backup::Backups;
 use kymo_actors::live::{Ask, Subscription};
 use kymo_actors::notify::Feed;
 use kymo_actors::query::AlertRow;
@@ -87,6 +89,11 @@ pub trait Backend: Send + Sync + 'static {
     fn alert_feed(&self, _wanted: Matcher, _resume: Option<u64>) -> Option<Feed> {
         None
     }
+    /// Backups that are being taken.
+    ///
+    /// # Errors
+    /// There is no store to back up.
+    fn backups(&self) -> Result<Backups>;
     /// What goes on inside, for `/stats`.
     fn status(&self) -> Value;
     /// Metrics in Prometheus' text format.
@@ -188,6 +195,9 @@ pub fn router(app: App) -> Router {
         )
         .route("/api/v1/plugins/{name}/versions", get(plugins::versions))
         .route("/api/v1/plugins/{name}/{action}", post(plugins::act))
+        .route("/api/v1/backups", post(backup::begin))
+        .route("/api/v1/backups/{number}", delete(backup::end))
+        .route("/api/v1/backups/{number}/object", get(backup::object))
         .fallback(admin::not_found)
         .method_not_allowed_fallback(admin::not_allowed)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))

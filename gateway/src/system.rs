@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kymo_actors::System;
+use kymo_actors::backup::Backups;
 use kymo_actors::live::{Ask, Subscription};
 use kymo_actors::notify::Feed;
 use kymo_actors::query::AlertRow;
@@ -84,6 +85,10 @@ impl http::Backend for System {
     fn subscribe(&self, ask: Ask) -> BoxFuture<'static, Result<Subscription>> {
         let live = self.live().clone();
         async move { live.subscribe(ask).await }.boxed()
+    }
+
+    fn backups(&self) -> Result<Backups> {
+        Ok(System::backups(self).clone())
     }
 
     fn status(&self) -> Value {

@@ -201,10 +201,14 @@ fn a_backup_that_is_damaged_restores_nothing() {
     a.flush().unwrap();
     write(&mut a, 20..30);
     keep(&sim, &store.pin().unwrap()).unwrap();
+    let verified = backup::verify(&vault(&sim), None, &mut |_| {}).unwrap();
+    assert!(verified.objects >= 3 && !sim.env().disk.exists(Path::new(COPY)).unwrap());
     let mut tried = 0;
     for path in below(&sim, PLACE) {
         let sim = &sim;
         sim.disk.flip_bit(&path, 40, 6).unwrap();
+        let error = backup::verify(&vault(sim), None, &mut |_| {}).unwrap_err();
+        assert_eq!(error.code(), Code::Corrupt, "{}: {error:?}", path.display());
         let error = restore(sim, None).unwrap_err();
         assert_eq!(error.code(), Code::Corrupt, "{}: {error:?}", path.display());
         assert!(error.hint().is_some(), "{error:?}");

@@ -91,6 +91,29 @@ impl Ledger {
         }
     }
 
+    /// What is known at this moment.
+    #[must_use]
+    pub fn now(&self) -> Ledger {
+        let entries = Mutex::new(self.entries.lock().unwrap().clone());
+        Ledger { entries, acknowledged: Mutex::new(self.count()), changed: Condvar::new() }
+    }
+
+    /// For a copy that began at a moment: of all batches in this book, those that were
+    /// acknowledged before must be in it, the others may.
+    #[must_use]
+    pub fn as_of(&self, moment: &Ledger) -> Ledger {
+        let book = self.now();
+        let known = moment.entries.lock().unwrap();
+        for (key, entry) in book.entries.lock().unwrap().iter_mut() {
+            let before = known.get(key).map(|known| known.state);
+            if before != Some(State::Acknowledged) {
+                entry.state = State::Unknown;
+            }
+        }
+        drop(known);
+        book
+    }
+
     /// Compares with what the server holds; says what differs.
     ///
     /// # Errors

@@ -17,6 +17,7 @@
 
 pub mod clients;
 pub mod collector;
+pub mod command;
 pub mod component;
 pub mod ledger;
 pub mod load;

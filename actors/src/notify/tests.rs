@@ -199,6 +199,7 @@ impl House {
                 "{{ $labels.host }} is at {{ $value }}".to_owned(),
             )]),
             channels: vec!["ops".to_owned()],
+            origin: None,
             paused: true,
         };
         let alert = AlertDdl::Create { alert: Box::new(alert), if_not_exists: false };

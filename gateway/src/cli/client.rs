@@ -36,8 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections are kept for the next request: as many as `kymo ingest` may use.
 const MAX_IDLE: usize = 256;
 
-/// The longest answer that is read as one text.
-const MAX_TEXT_BYTES: u64 = 64 << 20;
+/// The longest answer that is read as one text; the list of a backup's objects is the longest.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
 
 /// An answer whose body has not been read yet.
 pub type Response = ureq::http::Response<ureq::Body>;
@@ -190,6 +190,36 @@ impl Client {
         let text = text(self.accepted(request.call())?)?;
         serde_json::from_str(&text)
             .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
+    }
+
+    /// Begins a backup; its number and what is in it.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn begin_backup(&self) -> Result<Value> {
+        let request = self.authorize(self.http.post(format!("{}/api/v1/backups", self.url)));
+        let text = text(self.accepted(request.send_empty())?)?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::internal(format!("the backup did not answer JSON: {error}")))
+    }
+
+    /// An object of a backup.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn backup_object(&self, number: u64, path: &str) -> Result<Response> {
+        let path = utf8_percent_encode(path, NON_ALPHANUMERIC);
+        let url = format!("{}/api/v1/backups/{number}/object?path={path}", self.url);
+        self.accepted(self.authorize(self.http.get(url)).call())
+    }
+
+    /// Ends a backup.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn end_backup(&self, number: u64) -> Result<()> {
+        let request = self.http.delete(format!("{}/api/v1/backups/{number}", self.url));
+        self.accepted(self.authorize(request).call()).map(drop)
     }
 
     /// Sends a component; what the server says about the plugin.

@@ -283,7 +283,11 @@ fn too_large(most: u64) -> Error {
         .with_hint("make it smaller, or raise plugins.max_component_bytes")
 }
 
-async fn blocking<T: Send + 'static>(
+/// Runs work that waits for the disk, off the sockets' threads.
+///
+/// # Errors
+/// Those of the work, and `internal` where it panics.
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)

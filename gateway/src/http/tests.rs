@@ -123,6 +123,10 @@ impl Backend for Fake {
         std::future::ready(Err(Error::new(Code::Unsupported, "nothing to follow here"))).boxed()
     }
 
+    fn backups(&self) -> Result<Backups> {
+        Err(Error::new(Code::Unsupported, "nothing to back up here"))
+    }
+
     fn status(&self) -> Value {
         json!({ "tables": 0 })
     }

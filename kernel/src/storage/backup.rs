@@ -38,7 +38,7 @@ pub mod restore;
 
 pub use keep::{Copied, Source, keep};
 pub use pin::{Hold, Pinned, Reader};
-pub use restore::{Restored, list, restore};
+pub use restore::{Restored, list, restore, verify};
 
 /// What a file of a store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -208,7 +208,7 @@ impl MetaLog for LocalMetaLog {
                         path.display()
                     ),
                 )
-                .with_hint("restore the file from a backup; the store does not open without it"));
+                .with_hint("restore the file from a backup, or run `kymo repair`; the store does not open without it"));
             }
             expected += 1;
             let decoded =

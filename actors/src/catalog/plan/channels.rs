@@ -97,6 +97,7 @@ mod tests {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             channels: vec!["a".to_owned()],
+            origin: None,
             paused: false,
         };
         let alerts = Arc::new(BTreeMap::from([("hot".to_owned(), Arc::new(rule))]));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// The pattern of a path.
 #[must_use]
 pub fn route_label(path: &str) -> &'static str {
-    const KNOWN: [&str; 18] = [
+    const KNOWN: [&str; 19] = [
         "/",
         "/health",
         "/ping",
@@ -28,11 +28,13 @@ pub fn route_label(path: &str) -> &'static str {
         "/api/v1/rules",
         "/api/v1/plugins",
         "/api/v1/subscribe",
+        "/api/v1/backups",
     ];
     match KNOWN.into_iter().find(|known| *known == path) {
         Some(known) => known,
         None if path.starts_with("/write/") => "/write/{database}",
         None if path.starts_with("/api/v1/plugins/") => "/api/v1/plugins/{name}",
+        None if path.starts_with("/api/v1/backups/") => "/api/v1/backups/{number}",
         None => "other",
     }
 }

@@ -3,7 +3,7 @@
 //! Every object is hashed on its way and gets its name only if it is what the manifest says.
 //! Until everything is there a marker stands in the folder, and no server opens it.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -71,6 +71,29 @@ pub fn restore(
     Ok(Restored { name: manifest.name, taken_ns: manifest.taken_ns, objects, bytes })
 }
 
+/// Reads a backup, the newest where none is named, and verifies every byte of it. Blocks.
+///
+/// # Errors
+/// `invalid_input` where there is no such backup; `corrupt` naming an object that is not what
+/// was backed up; I/O errors.
+pub fn verify(
+    vault: &dyn Vault,
+    name: Option<&str>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Restored> {
+    let manifest = choose(vault, name)?;
+    let total = manifest.objects.iter().map(|kept| kept.object.bytes).sum();
+    let mut at = Progress { done: 0, total };
+    progress(at);
+    for kept in &manifest.objects {
+        copied(vault, kept, io::sink()).map_err(|error| error.context("verify"))?;
+        at.done += kept.object.bytes;
+        progress(at);
+    }
+    let (objects, bytes) = (manifest.objects.len(), total);
+    Ok(Restored { name: manifest.name, taken_ns: manifest.taken_ns, objects, bytes })
+}
+
 fn choose(vault: &dyn Vault, name: Option<&str>) -> Result<Manifest> {
     let hint = "`kymo restore SRC --list` shows the backups of a place";
     if let Some(name) = name {
@@ -110,19 +133,25 @@ fn mark(env: &Env, root: &Path) -> Result<()> {
 
 fn copy(vault: &dyn Vault, store: &LocalSegments, kept: &Kept) -> Result<()> {
     kept.object.check()?;
+    let upload = BufWriter::with_capacity(PIECE, store.create(&kept.object.path)?);
+    let upload = copied(vault, kept, upload)?.into_inner().map_err(|error| {
+        Error::io(format_args!("write {}", kept.object.path), error.into_error())
+    })?;
+    upload.publish()
+}
+
+/// Writes the bytes of an object, if they are what was backed up.
+fn copied<W: Write>(vault: &dyn Vault, kept: &Kept, to: W) -> Result<W> {
     check_path(&kept.at)?;
-    let from = vault.open(&kept.at)?;
-    let upload = store.create(&kept.object.path)?;
-    let mut hashing = Hashing::new(BufWriter::with_capacity(PIECE, upload));
     let failed = |error| Error::io(format_args!("copy {}", kept.at), error);
+    let from = vault.open(&kept.at)?;
     let length = from.size().map_err(failed)?;
+    let mut hashing = Hashing::new(to);
     copy_bytes(&from, length, &mut hashing).map_err(failed)?;
-    hashing.flush().map_err(failed)?;
     if hashing.bytes != kept.object.bytes || hashing.digester.finish() != kept.digest {
         let what = format!("{} is not what was backed up", kept.at);
         return Err(Error::new(Code::Corrupt, what)
             .with_hint("choose another backup with --backup; --list shows them"));
     }
-    let upload = hashing.to.into_inner().map_err(|error| failed(error.into_error()))?;
-    upload.publish()
+    Ok(hashing.to)
 }

@@ -274,7 +274,7 @@ impl<'log> Reader<'log> {
                 Code::Corrupt,
                 format!("log file number {} is missing in folder {}", gap[0].0 + 1, dir.display()),
             )
-            .with_hint("restore the file from a backup; the store does not open without it"));
+            .with_hint("restore the file from a backup, or run `kymo repair`; the store does not open without it"));
         }
         ahead.reverse();
         Ok(Reader {
@@ -363,7 +363,7 @@ impl<'log> Reader<'log> {
                 path.display()
             ),
         )
-        .with_hint("restore the folder from a backup; the store does not open with a gap"))
+        .with_hint("restore the folder from a backup, or run `kymo repair`; the store does not open with a gap"))
     }
 
     fn end_file(&mut self) {

@@ -130,7 +130,7 @@ fn seal<T: Serialize>(magic: [u8; 4], version: MetaVersion, body: &T) -> Result<
 
 fn corrupt(file: &Path, what: &str) -> Error {
     Error::new(Code::Corrupt, format!("metadata file {}: {what}", file.display()))
-        .with_hint("restore the file from a backup; the store cannot be opened without it")
+        .with_hint("restore the file from a backup, or run `kymo repair`; the store cannot be opened without it")
 }
 
 /// The format and the body of a file.
