@@ -40,3 +40,7 @@ pub mod writer;
 
 pub use boot::System;
 pub use database::Database;
+
+#[cfg(test)]
+#[path = "../../tests/fuzz/mutate.rs"]
+mod fuzz;

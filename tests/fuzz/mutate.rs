@@ -1,7 +1,7 @@
 //! Fuzzing within the normal test run: real messages are mutated byte by byte and given to a
 //! decoder for a bounded time.
 //!
-//! The tests of `kernel` and `gateway` include this file; each decoder's own tests say what
+//! The tests of `kernel`, `actors` and `gateway` include this file; each decoder's own tests say what
 //! must hold of it. A run is repeated by its seed, and an input that fails is made smaller
 //! before it is shown. `KYMO_FUZZ_SECONDS` is the time of all targets together, 20 by default;
 //! `KYMO_FUZZ_SEED` chooses other mutations.
@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// How many tests call [`fuzz`]: they share the time.
-const TARGETS: u32 = 10;
+const TARGETS: u32 = 11;
 /// Inputs do not grow beyond this.
 const LONGEST: usize = 16 << 10;
 

@@ -256,6 +256,10 @@ impl Engine {
     /// # Errors
     /// Those of planning; `unsupported` for what rules cannot use.
     pub(super) async fn plan_rule(self: &Arc<Self>, def: &AlertDef) -> Result<PlannedRule> {
+        // Texts of files have not been part of a statement that was read.
+        if def.origin.is_some() {
+            self.one_select(&def.query)?;
+        }
         let condition = def.condition.as_deref().unwrap_or("TRUE");
         let query = &def.query;
         let text = format!("SELECT *, ({condition}) AS \"{HOLDS}\" FROM ({query}\n) AS \"rule\"");
@@ -271,10 +275,6 @@ impl Engine {
             return Err(Error::new(Code::Unsupported, text));
         }
         let session = session_of(def);
-        // Rules of files have not been read as statements.
-        if def.origin.is_some() {
-            self.one_select(&def.query)?;
-        }
         let seed = self.env().random.next_u64();
         let planning = self.rule_plan(statement, planned, &session, seed).await;
         let (plan, calls) = planning.map_err(without_place)?;

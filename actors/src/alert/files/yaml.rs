@@ -327,7 +327,7 @@ groups:
             ("groups:\n  - name: g\n    rules:\n    - expr: SELECT 1\n", 4, "no name"),
             ("rules: []\n", 1, "rules"),
             ("groups: 7\n", 1, ""),
-            ("[1, 2\n", 2, ""),
+            ("[1, 2\n", 1, ""),
             ("groups: &a [*a]\n", 1, ""),
             ("groups: []\n---\ngroups: []\n", 2, ""),
             ("groups: []\ngroups: []\n", 2, "groups"),
@@ -336,5 +336,29 @@ groups:
             assert_eq!(misread.line, Some(line), "{text}: {misread:?}");
             assert!(misread.error.message().contains(part), "{text}: {misread:?}");
         }
+    }
+
+    #[test]
+    fn mutated_files_are_read_or_refused() {
+        let full = "groups:\n- name: web\n  interval: 30s\n  labels: &l {team: a}\n  rules:\n  - \
+                    alert: Hot\n    expr: |\n      SELECT host, usage FROM cpu\n    when: usage > 90\n    \
+                    for: 1m\n    labels: *l\n    annotations: {s: \"{{ $value }}\"}\n    notify: [log]\n  \
+                    - {record: r, expr: SELECT 1, no_data_after: 5m, no_data_as: firing}\n";
+        let deep = "[".repeat(3000);
+        let merged = "groups: [{<<: {name: g}, rules: [{alert: a, expr: SELECT 1}]}]";
+        let corpus = [full, deep.as_str(), merged].map(|text| text.as_bytes().to_vec());
+        crate::fuzz::fuzz("files of alert rules", &corpus, |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            let lines = text.lines().count() as u64 + 1;
+            match read("a.yml", text) {
+                Ok(written) => written.iter().for_each(|each| {
+                    assert!((1..=lines).contains(&each.line), "line {}", each.line);
+                    if let Ok(def) = &each.def {
+                        assert!(def.check().is_ok() && !def.query.trim().is_empty());
+                    }
+                }),
+                Err(misread) => assert!(!misread.error.message().is_empty()),
+            }
+        });
     }
 }

@@ -65,7 +65,7 @@ fn a_rule_of_a_file_is_in_force_once_its_table_is_there() {
     house.run(async |home| {
         home.until(FILES, &["a.yml|4|hot|refused"]).await;
         let reason = "SELECT error, \"group\" FROM system.alert_files";
-        assert_eq!(home.ok(reason).await, ["table kymo.public.cpu does not exist|web"]);
+        assert_eq!(home.ok(reason).await, ["table \"cpu\" does not exist|web"]);
         assert!(home.ok("SELECT * FROM system.alerts").await.is_empty());
         home.put("a", 95.0).await;
         home.until(FILES, &["a.yml|4|hot|loaded"]).await;
@@ -118,10 +118,10 @@ fn what_is_refused_leaves_the_rule_as_it_was() {
         assert_eq!(home.told().await.rule, "warm");
         // One file is broken, a rule of the other names a column that is not there.
         house.file("a.yml", "groups:\n- name: [");
-        let more = "\n  - {alert: cold, expr: SELECT host, value FROM cpu, when: value < 10}";
+        let more = "\n  - {alert: cold, expr: 'SELECT host, value FROM cpu', when: value < 10}";
         let wrong = hot(70, more).replace("hot", "warm").replace("value >", "heat >");
         house.file("b.yml", &wrong);
-        let expected = ["a.yml|3|NULL|previous", "b.yml|4|warm|previous", "b.yml|9|cold|loaded"];
+        let expected = ["a.yml|2|NULL|previous", "b.yml|4|warm|previous", "b.yml|9|cold|loaded"];
         assert_eq!(home.reload().await, expected);
         let refused = home.ok("SELECT error FROM system.alert_files WHERE rule = 'warm'").await;
         assert!(refused[0].contains("heat"), "{refused:?}");
@@ -133,7 +133,7 @@ fn what_is_refused_leaves_the_rule_as_it_was() {
     house.crash();
     house.run(async |home| {
         // What was there before goes on, though the file is still broken.
-        let expected = ["a.yml|3|NULL|previous", "b.yml|4|warm|previous", "b.yml|9|cold|loaded"];
+        let expected = ["a.yml|2|NULL|previous", "b.yml|4|warm|previous", "b.yml|9|cold|loaded"];
         home.until(FILES, &expected).await;
         let shown = "SELECT rule, state FROM system.alerts ORDER BY rule";
         home.until(shown, &["cold|inactive", "hot|firing", "warm|firing"]).await;
@@ -235,6 +235,7 @@ fn without_a_folder_no_rule_of_a_file_is_left() {
         home.put("a", 99.0).await;
         assert_eq!(home.told().await.status.as_str(), "firing");
     });
+    house.crash();
     house.settings.alerts.rules_dir = PathBuf::new();
     house.run(async |home| {
         home.until("SELECT * FROM system.alerts", &[]).await;
