@@ -182,6 +182,7 @@ mod tests {
             labels: Labels::new(),
             annotations: Labels::from([("summary".to_owned(), summary)]),
             channels: Vec::new(),
+            origin: None,
             paused: false,
         }
     }
