@@ -38,6 +38,9 @@ pub(super) struct Carrier {
     /// Whether the history has what the queue has not.
     behind: bool,
     backlog: VecDeque<Arc<Notification>>,
+    /// What waited in the queue when some of it was lost. What the history has of it comes in its
+    /// place there; the rest, which was silenced when it happened, comes after.
+    aside: VecDeque<Arc<Notification>>,
     recent: Recent,
     /// Failures in a row.
     failures: u32,
@@ -61,6 +64,7 @@ impl Carrier {
             unkept: 0,
             behind: false,
             backlog: VecDeque::new(),
+            aside: VecDeque::new(),
             recent,
             failures: 0,
             firing: BTreeMap::new(),
@@ -95,7 +99,11 @@ impl Carrier {
             }
             None => {
                 self.cursor = Cursor { sequence: 0, from_ns: self.parts.clock.now_ns() };
-                self.keep().await;
+                // A store without alerts needs no table for the log's sake; what fires is told
+                // anew after a crash.
+                if self.board.def().kind != ChannelKind::Log {
+                    self.keep().await;
+                }
             }
         }
         Ok(())
@@ -103,16 +111,58 @@ impl Carrier {
 
     /// The next notification, from the history as long as that has some.
     async fn next(&mut self) -> Arc<Notification> {
-        self.behind |= self.inbox.take_lost() > 0;
-        while self.backlog.is_empty() && self.behind {
-            self.catch_up().await;
-        }
-        match self.backlog.pop_front() {
-            Some(told) => told,
-            None => {
-                self.shows("idle");
-                self.inbox.next().await
+        loop {
+            self.behind |= self.inbox.take_lost() > 0;
+            while self.backlog.is_empty() && self.behind {
+                self.set_aside();
+                self.catch_up().await;
             }
+            if let Some(told) = self.held() {
+                return told;
+            }
+            self.shows("idle");
+            let told = self.inbox.next().await;
+            if self.is_whole(&told) {
+                return told;
+            }
+        }
+    }
+
+    /// The next notification, where there is one without reading the history.
+    fn try_next(&mut self) -> Option<Arc<Notification>> {
+        if let Some(told) = self.held() {
+            return Some(told);
+        }
+        let told = if self.behind { None } else { self.inbox.try_next() };
+        told.filter(|told| self.is_whole(told))
+    }
+
+    /// What was read, and then what the history did not have.
+    fn held(&mut self) -> Option<Arc<Notification>> {
+        let Some(told) = self.backlog.pop_front() else {
+            return if self.behind { None } else { self.aside.pop_front() };
+        };
+        self.aside.retain(|aside| aside.sequence != told.sequence);
+        Some(told)
+    }
+
+    /// Whether nothing was lost before what was just taken from the queue: if so, it is put
+    /// aside, and what was lost comes first.
+    fn is_whole(&mut self, told: &Arc<Notification>) -> bool {
+        if self.inbox.take_lost() == 0 {
+            return true;
+        }
+        self.behind = true;
+        self.aside.push_back(told.clone());
+        false
+    }
+
+    /// Takes from the queue what there is room for. The rest may be lost, and is read later.
+    fn set_aside(&mut self) {
+        while self.aside.len() < self.parts.settings.max_notifications
+            && let Some(told) = self.inbox.try_next()
+        {
+            self.aside.push_back(told);
         }
     }
 
@@ -186,7 +236,7 @@ impl Carrier {
         let mut some = vec![first];
         let most = self.parts.settings.max_request_alerts;
         while some.len() < most
-            && let Some(told) = self.backlog.pop_front().or_else(|| self.inbox.try_next())
+            && let Some(told) = self.try_next()
         {
             some.push(told);
         }
@@ -315,7 +365,7 @@ impl Carrier {
         self.cursor.sequence = self.cursor.sequence.max(sequence);
         self.cursor.from_ns = self.parts.clock.now_ns().saturating_sub(DISORDER_NS);
         self.unkept += 1;
-        let more = self.inbox.waiting() > 0 || !self.backlog.is_empty();
+        let more = self.inbox.waiting() + self.backlog.len() + self.aside.len() > 0;
         if may_wait && more && self.unkept < LINES {
             return;
         }
@@ -331,7 +381,7 @@ impl Carrier {
     }
 
     fn shows(&self, state: &'static str) {
-        let held = self.backlog.len() + usize::from(state != "idle");
+        let held = self.backlog.len() + self.aside.len() + usize::from(state != "idle");
         self.board.doing(state, held);
     }
 }
