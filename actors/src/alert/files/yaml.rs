@@ -329,7 +329,7 @@ groups:
             ("groups: 7\n", 1, ""),
             ("[1, 2\n", 1, ""),
             ("groups: &a [*a]\n", 1, ""),
-            ("groups: []\n---\ngroups: []\n", 2, ""),
+            ("groups: []\n---\ngroups: []\n", 3, ""),
             ("groups: []\ngroups: []\n", 2, "groups"),
         ] {
             let misread = read("a.yml", text).unwrap_err();
