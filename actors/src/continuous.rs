@@ -297,7 +297,8 @@ async fn keep_running(context: Context, query: Arc<ContinuousDef>, entry: Arc<En
         if entry.evaluations() > before {
             (failures, pause) = (0, context.retry);
         }
-        failures += 1;
+        // Who is told to come back comes back, as while plugins are being loaded.
+        failures += u32::from(error.code() != Code::Busy);
         entry.failed(&error);
         let name = query.name.to_string();
         metrics().continuous.failures.with_label_values(&[&name]).inc();

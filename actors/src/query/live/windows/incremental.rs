@@ -221,9 +221,9 @@ impl Incremental {
     fn one_by_one(&self, range: TimeRange) -> Option<(Vec<i64>, Vec<i64>)> {
         let times = self.window.times(range);
         let first = self.window.start(times.first);
-        if range == TimeRange::ALL
-            || range.last.saturating_sub(first) / self.window.hop >= MOST_ONE_BY_ONE
-        {
+        // Of windows that overlap, each row touches many.
+        let most = MOST_ONE_BY_ONE.max(2 * (self.window.width / self.window.hop));
+        if range == TimeRange::ALL || range.last.saturating_sub(first) / self.window.hop >= most {
             return None;
         }
         let all = std::iter::successors(Some(first), |start| start.checked_add(self.window.hop));
