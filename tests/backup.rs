@@ -128,8 +128,8 @@ async fn a_backup_under_writers_has_all_that_was_acknowledged_and_nothing_torn()
             let (first, last) = (numbers[0], *numbers.last().unwrap());
             assert_eq!(numbers.len() as i64, last - first + 1, "{writer} has gaps: {numbers:?}");
         }
-        let plugins = copy.sql("SELECT name FROM system.plugins").await;
-        assert_eq!(plugins[0]["name"], "p");
+        let plugins = copy.sql("SELECT plugin FROM system.plugins").await;
+        assert_eq!(plugins[0]["plugin"], "p");
         let answer = copy.get("/api/v1/plugins/p").await;
         assert!(answer.status.is_success(), "{}", answer.text());
     }

@@ -802,7 +802,7 @@ async fn a_clients_own_id_comes_back() {
 }
 
 #[tokio::test]
-async fn plugins_are_the_administrators() {
+async fn plugins_and_backups_are_the_administrators() {
     let server = server();
     let requests = [
         ("GET", "/api/v1/plugins"),
@@ -811,6 +811,9 @@ async fn plugins_are_the_administrators() {
         ("PUT", "/api/v1/plugins/p"),
         ("DELETE", "/api/v1/plugins/p"),
         ("POST", "/api/v1/plugins/p/resume"),
+        ("POST", "/api/v1/backups"),
+        ("GET", "/api/v1/backups/1/object?path=meta"),
+        ("DELETE", "/api/v1/backups/1"),
     ];
     for (method, path) in requests {
         let request = Request::builder().method(method).uri(path);

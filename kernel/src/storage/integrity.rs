@@ -135,7 +135,14 @@ fn lock_existing(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send 
     lock(env, root)
 }
 
-/// Reads all of a file; `None` where there is none.
+/// What an error says beside the path, which a finding names already.
+fn beside(error: &Error, path: &str) -> String {
+    let message = error.message();
+    let rest = message.rsplit_once(path).map_or(message, |(_, rest)| rest);
+    rest.trim_start_matches([':', ' ']).to_owned()
+}
+
+/// Reads all of a file.
 fn read_file(env: &Env, path: &Path) -> std::io::Result<Vec<u8>> {
     let file = env.disk.open(path)?;
     let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, MetaVersion};
 use crate::storage::integrity::report::{Finding, Trouble};
-use crate::storage::integrity::{Context, file_names, read_file};
+use crate::storage::integrity::{Context, beside, file_names, read_file};
 use crate::storage::meta::codec;
 use crate::storage::meta::{Edit, FEATURE_LEVEL, Snapshot};
 
@@ -31,6 +31,9 @@ pub(super) struct Metadata {
 
 /// The numbered files of a folder.
 type Files = BTreeMap<u64, PathBuf>;
+
+/// Checkpoints that do not verify, oldest first.
+type Broken = Vec<(u64, PathBuf)>;
 
 /// Reads everything and notes what is wrong.
 pub(super) fn read(context: &mut Context<'_>) -> Result<Metadata> {
@@ -89,7 +92,7 @@ fn newest_checkpoint(
     context: &mut Context<'_>,
     snaps: &Files,
     damaged: &mut Vec<PathBuf>,
-) -> Result<(Option<Snapshot>, Vec<(u64, PathBuf)>)> {
+) -> Result<(Option<Snapshot>, Broken)> {
     let (mut best, mut broken) = (None, Vec::new());
     for (version, path) in snaps.iter().rev() {
         let decode = |bytes: &[u8]| codec::decode_snapshot(path, MetaVersion(*version), bytes);
@@ -242,7 +245,9 @@ fn verified<T>(
     };
     match attempt().or_else(|_| attempt()) {
         Ok(value) => Ok(Ok(value)),
-        Err(error) if error.code() == Code::Corrupt => Ok(Err(error.to_string())),
+        Err(error) if error.code() == Code::Corrupt => {
+            Ok(Err(beside(&error, &path.display().to_string())))
+        }
         Err(error) => Err(error),
     }
 }

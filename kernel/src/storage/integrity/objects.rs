@@ -12,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::schema::TableDef;
 use crate::storage::components::{Components, object_path};
 use crate::storage::integrity::report::{Finding, Trouble};
-use crate::storage::integrity::{Context, place};
+use crate::storage::integrity::{Context, beside, place};
 use crate::storage::meta::{SegmentMeta, Snapshot};
 use crate::storage::segment::{LocalSegments, SegmentReader};
 
@@ -70,7 +70,7 @@ fn damage(
             "`kymo repair` writes the rows that verify into a new segment and puts it aside",
         ),
     };
-    let finding = Finding::damage(trouble, &meta.path, error.message())
+    let finding = Finding::damage(trouble, &meta.path, beside(error, &meta.path))
         .lost(lost)
         .remedy(format!("restore the file from a backup; {remedy}"));
     Finding {
@@ -128,9 +128,10 @@ pub(super) fn components(context: &mut Context<'_>, snapshot: &Snapshot) {
         for version in &plugin.versions {
             let Err(error) = components.read(version.digest) else { continue };
             let object = object_path(version.digest);
-            let finding = Finding::damage(Trouble::ComponentDamaged, object, error.message())
-                .lost(format!("a version of plugin {:?} cannot be loaded", plugin.name))
-                .remedy("install the same component again, or restore the file from a backup");
+            let finding =
+                Finding::damage(Trouble::ComponentDamaged, &object, beside(&error, &object))
+                    .lost(format!("a version of plugin {:?} cannot be loaded", plugin.name))
+                    .remedy("install the same component again, or restore the file from a backup");
             context.found(Finding { repairable: false, ..finding });
         }
     }
