@@ -433,7 +433,7 @@ async fn no_sync_asks_for_less() {
 #[tokio::test]
 async fn a_request_chooses_its_durability_on_every_endpoint() {
     let server = server();
-    for path in [V1, V2, V3, "/write/kymo?x=1"] {
+    for path in [V1, V2, V3, "/write/kymo?table=m"] {
         let body = if path.contains("/kymo?") { r#"[{"v": 1}]"# } else { "m v=1" };
         for (name, mode) in [
             ("every_write", Durability::EveryWrite),
