@@ -79,12 +79,9 @@ impl Place {
         Server::try_start(self.options().environment(VARIABLE, orders))
     }
 
-    /// What the next start finds: the end of a journal that it has to recover, and what an
-    /// earlier recovery did not finish where the point is about that.
-    async fn prepare(&self, point: &Failpoint) {
-        let mut server = Server::start(self.options());
-        self.load.write_one(&server).await;
-        server.kill();
+    /// What the next start finds beside the end of a journal that it has to recover: what an
+    /// earlier recovery did not finish, where the point is about that.
+    fn prepare(&self, point: &Failpoint) {
         if point.name() == "recovery.remove" {
             let failed = self.start("recovery.write=kill_before").err().expect("a kill at start");
             assert!(killed(failed.status), "{}", failed.log);
@@ -128,11 +125,14 @@ impl Place {
     }
 
     /// Nothing acknowledged is missing, nothing else is there, and the store takes rows again.
+    /// Then it is killed, and so leaves a journal to recover.
     async fn check(&self, context: &str) {
-        let server = Server::start(self.options());
+        let mut server = Server::start(self.options());
         if let Err(wrong) = self.load.check(&server).await {
             panic!("{context}:\n{wrong}\n{}", server.log());
         }
+        self.load.write_one(&server).await;
+        server.kill();
     }
 
     async fn kill_there(&mut self, order: Order, context: &str, spelt: &str) {
@@ -193,8 +193,9 @@ fn carry_out(orders: &[Order]) {
                 let runtime = tokio::runtime::Runtime::new().unwrap();
                 let mut place = Place::new(seed.wrapping_add(share as u64));
                 runtime.block_on(async {
+                    place.check("at the beginning").await;
                     for order in mine {
-                        place.prepare(order.point).await;
+                        place.prepare(order.point);
                         let spelt = place.spell(*order);
                         let context = format!("KYMO_TEST_SEED={seed} {spelt}");
                         if order.kills() {
