@@ -79,7 +79,7 @@ fn the_store_agrees_with_the_model_after_every_crash() {
 }
 
 /// Shots at each failpoint and effect, and the seeds that may be tried for them.
-const SHOTS: usize = 4;
+const SHOTS: usize = 2;
 const TRIES: u64 = 400;
 
 const EFFECTS: [Effect; 5] =
@@ -89,7 +89,9 @@ const EFFECTS: [Effect; 5] =
 fn shoot(point: &'static Failpoint, effect: Effect) -> Option<String> {
     let mut shots = 0;
     for seed in 0..TRIES {
-        let shot = Shot { first: 1 + seed % 7, ..Shot::once(point, effect) };
+        // Many points are not reached often in a run.
+        let first = if seed.is_multiple_of(2) { 1 } else { 1 + seed % 7 };
+        let shot = Shot { first, ..Shot::once(point, effect) };
         let mut run = Run::shooting(seed, shot);
         let outcome = run.all();
         if let Err(violation) = outcome {

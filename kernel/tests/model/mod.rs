@@ -763,8 +763,10 @@ impl Run {
     }
 
     fn inject(&mut self) {
-        if self.target.as_ref().is_some_and(Target::fails) {
-            // Other errors would hide what came of that one.
+        let must_go_on =
+            |target: &Target| target.fails() && target.shot.point.on_error() != OnError::Stop;
+        if self.target.as_ref().is_some_and(must_go_on) {
+            // Another error may stop the store, and hide that this one did not.
             return;
         }
         let operations = [
