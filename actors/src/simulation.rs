@@ -117,7 +117,7 @@ fn each_seed(count: u64, program: impl Fn(u64) + Sync) {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(&work);
+            scope.spawn(work);
         }
     });
 }
