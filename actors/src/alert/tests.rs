@@ -5,17 +5,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::Clock;
 use kymo_kernel::env::sim::Sim;
-use kymo_kernel::message::{Inbox, Notification, Outcome, Runnable, SessionContext};
+use kymo_kernel::message::{Inbox, Notification, Outcome, Runnable};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::{Code, Result, simulate};
 
 use crate::System;
 use crate::engine::kit::{cpu, rows, write};
+use crate::kit::{context, texts};
 
 mod files;
 
@@ -58,14 +58,7 @@ impl House {
 
 impl Home {
     async fn sql(&self, sql: &str) -> Result<Vec<String>> {
-        let session = self.system.open_session(SessionContext {
-            user: "ada".into(),
-            admin: true,
-            database: "kymo".into(),
-            schema: "public".into(),
-            settings: Default::default(),
-            read_only: false,
-        })?;
+        let session = self.system.open_session(context())?;
         let mut lines = Vec::new();
         for statement in session.parse(sql).await? {
             let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await?;
@@ -134,18 +127,6 @@ impl Home {
             () = self.clock.sleep(Duration::from_secs(seconds)) => true,
         }
     }
-}
-
-fn texts(batch: &arrow::array::RecordBatch) -> Vec<String> {
-    let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> = batch
-        .columns()
-        .iter()
-        .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
-        .collect();
-    (0..batch.num_rows())
-        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join("|"))
-        .collect()
 }
 
 const HOT: &str = "CREATE ALERT hot ON (SELECT host, value FROM cpu) WHEN value > 90 FOR '30s' \

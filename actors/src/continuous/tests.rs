@@ -1,20 +1,16 @@
 //! Continuous queries over a whole system, in one thread and under a clock that jumps: what is
 //! refused, late and overwritten rows, deletions, chains, pauses, and crashes at any moment.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
-use arrow::util::display::{ArrayFormatter, FormatOptions};
-use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::sim::Sim;
-use kymo_kernel::message::{Outcome, Runnable, SessionContext};
 use kymo_kernel::pools::Pools;
-use kymo_kernel::{Code, Error, Result, simulate};
+use kymo_kernel::{Code, Error, simulate};
 
 use crate::System;
+use crate::kit::sql as try_sql;
 
 const TABLE: &str = "CREATE TABLE cpu (host TEXT TAG, value DOUBLE, time TIMESTAMP TIME INDEX)";
 const BY_MINUTE: &str = "SELECT time_bucket('1m', time) AS time, host, count(*) AS n, \
@@ -46,30 +42,6 @@ impl World {
     }
 }
 
-fn context() -> SessionContext {
-    SessionContext {
-        user: "ada".into(),
-        admin: true,
-        database: "kymo".into(),
-        schema: "public".into(),
-        settings: BTreeMap::new(),
-        read_only: false,
-    }
-}
-
-async fn try_sql(system: &System, sql: &str) -> Result<Vec<String>> {
-    let session = system.open_session(context())?;
-    let mut lines = Vec::new();
-    for statement in session.parse(sql).await? {
-        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await?;
-        let Outcome::Rows { mut stream, .. } = outcome else { continue };
-        while let Some(batch) = stream.next().await {
-            lines.extend(texts(&batch?));
-        }
-    }
-    Ok(lines)
-}
-
 async fn sql(system: &System, text: &str) -> Vec<String> {
     try_sql(system, text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"))
 }
@@ -79,18 +51,6 @@ async fn fails(system: &System, text: &str) -> Error {
         Err(error) => error,
         Ok(rows) => panic!("{text}: {rows:?}"),
     }
-}
-
-fn texts(batch: &RecordBatch) -> Vec<String> {
-    let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> = batch
-        .columns()
-        .iter()
-        .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
-        .collect();
-    (0..batch.num_rows())
-        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join("|"))
-        .collect()
 }
 
 async fn sorted(system: &System, text: &str) -> Vec<String> {

@@ -9,13 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::StreamExt;
 use futures::future::join_all;
 use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::{Env, real, sim};
-use kymo_kernel::message::{Outcome, Parse, Query, Runnable, SessionContext};
+use kymo_kernel::message::{Parse, Query, Runnable};
 use kymo_kernel::pools::{PoolSizes, Pools};
 use kymo_kernel::{Code, Result};
 use tempfile::TempDir;
@@ -23,6 +22,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::System;
 use crate::engine::kit::{cpu, rows, write};
+use crate::kit::{context, sql, texts};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,42 +71,6 @@ impl Drop for House {
         self.system.engine().stop();
         self.pools.stop();
     }
-}
-
-fn context() -> SessionContext {
-    SessionContext {
-        user: "ada".into(),
-        admin: true,
-        database: "kymo".into(),
-        schema: "public".into(),
-        settings: Default::default(),
-        read_only: false,
-    }
-}
-
-async fn sql(system: &System, sql: &str) -> Result<Vec<String>> {
-    let session = system.open_session(context())?;
-    let mut lines = Vec::new();
-    for statement in session.parse(sql).await? {
-        let outcome = session.execute(Runnable::Statement(statement), Vec::new(), None).await?;
-        let Outcome::Rows { mut stream, .. } = outcome else { continue };
-        while let Some(batch) = stream.next().await {
-            lines.extend(texts(&batch?));
-        }
-    }
-    Ok(lines)
-}
-
-fn texts(batch: &RecordBatch) -> Vec<String> {
-    let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> = batch
-        .columns()
-        .iter()
-        .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
-        .collect();
-    (0..batch.num_rows())
-        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join("|"))
-        .collect()
 }
 
 /// A table that keeps every row, with one number in each.

@@ -15,13 +15,12 @@ mod transforms;
 use std::path::Path;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch};
-use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::arrow::array::ArrayRef;
 use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::{Env, real, sim};
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Outcome, PluginCommand, Runnable, SessionContext};
+use kymo_kernel::message::{Outcome, PluginCommand, Runnable};
 use kymo_kernel::pools::{PoolSizes, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -33,6 +32,7 @@ use kymo_plugins::{Compiler, PluginHost};
 
 use super::{Ports, QueryActor, QueryService, Tables};
 use crate::engine::Engine;
+use crate::kit::{context, texts};
 use crate::plugin_manager::{self, PluginManager};
 use crate::session::{QueryPorts, Session};
 
@@ -140,15 +140,7 @@ impl House {
     }
 
     fn session(&self) -> Session {
-        let context = SessionContext {
-            user: "ada".into(),
-            admin: true,
-            database: "kymo".into(),
-            schema: "public".into(),
-            settings: Default::default(),
-            read_only: false,
-        };
-        Session::start(&self.supervisor, self.ports.clone(), None, context)
+        Session::start(&self.supervisor, self.ports.clone(), None, context())
     }
 
     /// Runs a test's body on the house's own threads.
@@ -223,16 +215,4 @@ async fn collect(outcome: Outcome) -> Result<Vec<String>> {
             Ok(lines)
         }
     }
-}
-
-fn texts(batch: &RecordBatch) -> Vec<String> {
-    let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> = batch
-        .columns()
-        .iter()
-        .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
-        .collect();
-    (0..batch.num_rows())
-        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join("|"))
-        .collect()
 }

@@ -12,6 +12,7 @@ use kymo_kernel::pools::{PoolSizes, Pools};
 use super::*;
 use crate::System;
 use crate::engine::kit::{cpu, rows, write};
+use crate::kit::context;
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,17 +52,6 @@ impl Drop for House {
     fn drop(&mut self) {
         self.system.engine().stop();
         self.pools.stop();
-    }
-}
-
-fn context() -> SessionContext {
-    SessionContext {
-        user: "ada".into(),
-        admin: true,
-        database: "kymo".into(),
-        schema: "public".into(),
-        settings: Default::default(),
-        read_only: false,
     }
 }
 

@@ -2,7 +2,7 @@
 //! becomes of rows where they fail.
 
 use datafusion::arrow::array::{
-    DictionaryArray, Float64Array, StringArray, TimestampNanosecondArray,
+    DictionaryArray, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray,
 };
 use datafusion::arrow::datatypes::{Int32Type, Schema};
 use kymo_kernel::message::{Acked, Existing, PluginSource, Write};
