@@ -2,4 +2,5 @@
 
 pub mod load;
 pub mod rows;
+pub mod server;
 pub mod tsbs;

@@ -30,7 +30,7 @@ pub struct Loaded {
     pub rows: usize,
     /// Bytes of line protocol.
     pub bytes: usize,
-    /// From the first request to the last answer. The rows are made before.
+    /// From the first request to the last answer.
     pub took: Duration,
 }
 
@@ -64,7 +64,27 @@ pub fn load(target: &Target, shape: Shape) -> Result<Loaded, String> {
     Ok(Loaded { rows: shape.rows(), bytes, took: watch.elapsed() })
 }
 
-fn send(target: &Target, bodies: Vec<Vec<u8>>) -> Result<(), String> {
+/// Sends all rows of a shape that is too large to be made before: what making them costs is
+/// in the time.
+///
+/// # Errors
+/// A sentence on the first request that failed.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+pub fn stream(target: &Target, shape: Shape) -> Result<Loaded, String> {
+    let mut generator = Generator::new(shape);
+    let mut bytes = 0;
+    let bodies = std::iter::from_fn(|| {
+        let mut body = Vec::with_capacity(target.batch * 360);
+        let rows = generator.lines(&mut body, target.batch);
+        bytes += body.len();
+        (rows > 0).then_some(body)
+    });
+    let watch = Instant::now();
+    send(target, bodies)?;
+    Ok(Loaded { rows: shape.rows(), bytes, took: watch.elapsed() })
+}
+
+fn send(target: &Target, bodies: impl IntoIterator<Item = Vec<u8>>) -> Result<(), String> {
     let (queue, waiting) = sync_channel::<Vec<u8>>(target.connections);
     let waiting = Mutex::new(waiting);
     thread::scope(|scope| {

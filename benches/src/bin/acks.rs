@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use futures::future::join_all;
+use kymo_benches::server::{Outcome, exit, text};
 use reqwest::{Client, RequestBuilder};
 
 /// Acknowledgement latency.
@@ -53,21 +54,9 @@ struct Arguments {
     block: usize,
 }
 
-type Outcome<T> = Result<T, String>;
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arc::new(Arguments::parse())).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(run(Arc::new(Arguments::parse())).await)
 }
 
 async fn run(arguments: Arc<Arguments>) -> Outcome<()> {

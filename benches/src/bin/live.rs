@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use futures::future::{join_all, try_join_all};
 use futures::{SinkExt, StreamExt};
+use kymo_benches::server::{Outcome, exit, text};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -81,21 +82,9 @@ struct Arguments {
     only: Option<String>,
 }
 
-type Outcome<T> = Result<T, String>;
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arc::new(Arguments::parse())).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(run(Arc::new(Arguments::parse())).await)
 }
 
 async fn run(arguments: Arc<Arguments>) -> Outcome<()> {

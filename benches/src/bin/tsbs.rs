@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kymo_benches::load::{self, Target};
+use kymo_benches::server::exit;
 use kymo_benches::tsbs::Shape;
 
 /// TSBS-like rows: ten tags, ten integer fields, every ten seconds.
@@ -49,13 +50,7 @@ fn main() -> ExitCode {
         None => load::print(shape, &mut io::stdout().lock()).map_err(|error| error.to_string()),
         Some(url) => into(url, &arguments, shape),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(done)
 }
 
 fn into(url: &str, arguments: &Arguments, shape: Shape) -> Result<(), String> {
