@@ -51,8 +51,8 @@ struct Shared {
     habits: Habits,
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Held while a version is made: versions since the last checkpoint.
-    since_checkpoint: Mutex<u64>,
+    /// Held while a version is made.
+    making: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -85,7 +85,7 @@ impl Committer {
             habits,
             queue: Mutex::default(),
             wake: Condvar::new(),
-            since_checkpoint: Mutex::new(0),
+            making: Mutex::default(),
         });
         let thread = match habits.drive {
             Drive::Manual => None,
@@ -164,7 +164,7 @@ impl Shared {
     }
 
     fn step(&self) {
-        let mut since_checkpoint = self.since_checkpoint.lock();
+        let _making = self.making.lock();
         let proposals = std::mem::take(&mut self.queue.lock().proposals);
         if let Err(error) = self.poison.check() {
             return proposals.into_iter().for_each(|(_, done)| done(Err(error.clone())));
@@ -184,7 +184,7 @@ impl Shared {
             }
         }
         if !edits.is_empty() {
-            let outcome = self.append(&before, next, &edits, &mut since_checkpoint);
+            let outcome = self.append(&before, next, &edits);
             accepted.into_iter().for_each(|done| done(outcome.clone()));
         }
         refused.into_iter().for_each(|(done, error)| done(Err(error)));
@@ -195,7 +195,6 @@ impl Shared {
         before: &Snapshot,
         mut next: Snapshot,
         edits: &[Edit],
-        since_checkpoint: &mut u64,
     ) -> Result<Arc<Snapshot>> {
         match self.log.append(before.version, edits) {
             Ok(version) => next.version = version,
@@ -208,13 +207,12 @@ impl Shared {
         let next = Arc::new(next);
         self.head.store(next.clone());
         (self.observer)(before, &next);
-        *since_checkpoint += 1;
-        if *since_checkpoint >= self.habits.checkpoint_every {
-            // The log is complete without it: a checkpoint that fails is tried again later.
-            *since_checkpoint = 0;
-            if let Err(error) = self.log.checkpoint(&next) {
-                tracing::warn!(%error, "metadata checkpoint failed");
-            }
+        // By the version, not by a count of this process: short lives need checkpoints, too. The
+        // log is complete without one, so where it fails the next one will do.
+        if next.version.0.is_multiple_of(self.habits.checkpoint_every)
+            && let Err(error) = self.log.checkpoint(&next)
+        {
+            tracing::warn!(%error, "metadata checkpoint failed");
         }
         Ok(next)
     }
