@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kymo_tests::command::{fails, kymo, offline, run, succeeds};
 use kymo_tests::component::plugin;
+use kymo_tests::files::{damage, files};
 use kymo_tests::{Ledger, Options, Server, Workload, clients, seed, until_async, workload};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -195,26 +196,7 @@ async fn a_backup_whose_client_is_silent_is_let_go() {
 
 /// The newest file below a folder with this ending.
 fn newest(folder: &Path, ending: &str) -> PathBuf {
-    let mut found: Vec<PathBuf> = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false if path.to_string_lossy().ends_with(ending) => found.push(path),
-                false => {}
-            }
-        }
-    }
-    found.sort();
-    found.pop().unwrap()
-}
-
-fn damage(path: &Path, at: usize) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[at] ^= 0x10;
-    fs::write(path, bytes).unwrap();
+    files(folder, ending).pop().unwrap()
 }
 
 fn damaged(command: &mut Command) -> String {

@@ -3,15 +3,22 @@
 //! there once and whole. What an error comes to is what the list of failpoints says: the process
 //! ends with a clear line, or the request is refused, or the work is done again by itself.
 //!
+//! A backup that is killed or fails at any of its steps costs nothing of the backups before it,
+//! and the next one is whole.
+//!
 //! The points are those of `kymo_kernel::env::failpoint`, all of them. `KYMO_FAILPOINT=name`
 //! runs one; `KYMO_TEST_SEED` repeats a run's writes and orders.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kymo_kernel::env::failpoint::{FAILPOINTS, Failpoint, OnError, VARIABLE};
+use kymo_kernel::env::failpoint::{BACKUP_FAILPOINTS, FAILPOINTS, Failpoint, OnError, VARIABLE};
+use kymo_tests::command::{kymo, offline, run, succeeds};
+use kymo_tests::files::files;
 use kymo_tests::load::{Load, busy};
 use kymo_tests::{Options, Server, StartFailed, seed, until_async};
 use rand::rngs::StdRng;
@@ -172,14 +179,17 @@ fn killed(status: ExitStatus) -> bool {
     status.signal() == Some(libc::SIGABRT)
 }
 
-fn orders(effects: impl Fn(&'static Failpoint) -> Vec<&'static str>) -> Vec<Order> {
+fn orders(
+    points: &'static [Failpoint],
+    effects: impl Fn(&'static Failpoint) -> Vec<&'static str>,
+) -> Vec<Order> {
     let only = std::env::var("KYMO_FAILPOINT").ok();
     let wanted = |point: &&Failpoint| only.as_ref().is_none_or(|name| point.name() == name);
     let of = |point: &'static Failpoint| {
         let effects = effects(point);
         effects.into_iter().map(move |effect| Order { point, effect, times: 1 })
     };
-    FAILPOINTS.iter().filter(wanted).flat_map(of).collect()
+    points.iter().filter(wanted).flat_map(of).collect()
 }
 
 /// Carries the orders out, in shares that run at the same time.
@@ -214,7 +224,7 @@ fn carry_out(orders: &[Order]) {
 
 #[test]
 fn acknowledged_rows_survive_a_kill_at_each_failpoint() {
-    carry_out(&orders(|point| {
+    carry_out(&orders(FAILPOINTS, |point| {
         if point.is_write() { vec!["kill_torn", "kill_after"] } else { vec!["kill_after"] }
     }));
 }
@@ -222,13 +232,128 @@ fn acknowledged_rows_survive_a_kill_at_each_failpoint() {
 #[test]
 fn errors_at_each_failpoint_are_told_and_cost_nothing_acknowledged() {
     let mut effects = ["eio", "enospc"].into_iter().cycle();
-    let mut orders = orders(|_| vec![""]);
+    let mut orders = orders(FAILPOINTS, |_| vec![""]);
     for order in &mut orders {
         order.effect = effects.next().expect("a cycle has no end");
         // Flushes are tried again at once, and may fail more than once.
         order.times = if order.point.name().starts_with("segment.") { 3 } else { 1 };
     }
     carry_out(&orders);
+}
+
+/// A server that is backed up again and again into one folder.
+struct BackedUp {
+    folder: TempDir,
+    load: Load,
+    server: Server,
+}
+
+impl BackedUp {
+    fn start(seed: u64) -> BackedUp {
+        // Backups that were killed hold their pins for a while.
+        let options = busy().setting("backup.max_running", 100).setting("backup.lease_ms", 1000);
+        let load = Load::new(seed, 1, TABLES);
+        BackedUp { folder: TempDir::new().unwrap(), load, server: Server::start(options) }
+    }
+
+    fn place(&self) -> String {
+        self.folder.path().join("backups").to_str().expect("a path of text").to_owned()
+    }
+
+    /// Writes until there is a segment more for a backup to copy.
+    async fn write_until_flushed(&self) {
+        let flushes = || async {
+            let metrics = self.server.get("/metrics").await.text();
+            let line = metrics.lines().find_map(|it| it.strip_prefix("kymo_store_flushes_total "));
+            line.and_then(|count| count.trim().parse::<u64>().ok()).expect("a number of flushes")
+        };
+        let before = flushes().await;
+        while flushes().await == before {
+            for _ in 0..20 {
+                self.load.write_one(&self.server).await;
+            }
+        }
+    }
+
+    /// The last backup ends as ordered, if only because it has something to copy.
+    fn shoot(&self, order: Order, spelt: &str, context: &str) {
+        let mut command = kymo(&self.server, &["backup", &self.place()]);
+        let output = run(command.env(VARIABLE, spelt), "");
+        let told = String::from_utf8_lossy(&output.stderr);
+        if order.kills() {
+            assert!(killed(output.status), "{context}: {} {told}", output.status);
+            return;
+        }
+        assert_eq!(output.status.code(), Some(1), "{context}: {told}");
+        assert!(told.contains(order.reason()), "{context}: {told}");
+    }
+
+    /// The next backup is whole, and so are all before it; gives how many there are.
+    fn back_up(&self) -> usize {
+        succeeds(&mut kymo(&self.server, &["backup", &self.place()]), "");
+        succeeds(&mut offline(&["restore", &self.place(), "--verify"]), "");
+        succeeds(&mut offline(&["restore", &self.place(), "--list"]), "").lines().count()
+    }
+
+    /// A segment whose last link was made but which no backup names: damaged, it has to go.
+    fn leave_a_damaged_segment(&self) {
+        let mut command = kymo(&self.server, &["backup", &self.place()]);
+        let segments = |place: &str| -> BTreeSet<PathBuf> {
+            files(Path::new(place), ".parquet").into_iter().collect()
+        };
+        let before = segments(&self.place());
+        // The metadata is the first file of a backup, then come segments.
+        let output = run(command.env(VARIABLE, "backup.unlink=kill_after@2"), "");
+        assert!(killed(output.status));
+        let new = segments(&self.place());
+        let new = new.difference(&before).next().expect("a segment was copied");
+        std::fs::write(new, b"nothing that verifies").unwrap();
+    }
+
+    async fn check_the_last_one(&self) {
+        let data = self.folder.path().join("restored");
+        let arguments = ["restore", &self.place(), "--data-dir", data.to_str().unwrap()];
+        succeeds(&mut offline(&arguments), "");
+        let copy = Server::start(busy().data_dir(&data));
+        if let Err(wrong) = self.load.check(&copy).await {
+            panic!("{wrong}");
+        }
+    }
+}
+
+#[test]
+fn a_backup_that_ends_at_any_failpoint_costs_nothing_and_the_next_one_is_whole() {
+    let seed = seed();
+    println!("KYMO_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let backed_up = BackedUp::start(seed);
+    let mut backups = backed_up.back_up();
+    let effects = ["kill_after", "kill_before", "kill_torn", "eio", "enospc"];
+    let orders = orders(BACKUP_FAILPOINTS, |point| {
+        let fits = |effect: &&str| point.is_write() || *effect != "kill_torn";
+        effects.into_iter().filter(fits).collect()
+    });
+    for order in orders {
+        runtime.block_on(backed_up.write_until_flushed());
+        let name = order.point.name();
+        let first = match name {
+            "backup.remove" => 1,
+            _ => random.random_range(1..=3),
+        };
+        if name == "backup.remove" {
+            backed_up.leave_a_damaged_segment();
+        }
+        let spelt = format!("{name}={}@{first}", order.effect);
+        let context = format!("KYMO_TEST_SEED={seed} {spelt}");
+        backed_up.shoot(order, &spelt, &context);
+        let now = backed_up.back_up();
+        // A kill after the manifest has its name leaves a backup that counts.
+        let more = now - backups;
+        assert!(more == 1 || (more == 2 && order.kills()), "{context}: {more} more backups");
+        backups = now;
+    }
+    runtime.block_on(backed_up.check_the_last_one());
 }
 
 #[test]
@@ -244,6 +369,7 @@ fn a_failpoint_that_does_not_exist_is_refused_with_those_that_do() {
 fn each_failpoint_is_documented() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/durability.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let silent = FAILPOINTS.iter().filter(|point| !page.contains(&format!("`{}`", point.name())));
+    let all = FAILPOINTS.iter().chain(BACKUP_FAILPOINTS);
+    let silent = all.filter(|point| !page.contains(&format!("`{}`", point.name())));
     assert_eq!(silent.map(Failpoint::name).collect::<Vec<_>>(), Vec::<&str>::new());
 }

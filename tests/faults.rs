@@ -4,35 +4,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+
 use std::time::Duration;
 
+use kymo_tests::files::{damage, files};
 use kymo_tests::{Options, Server, StartFailed, until_async};
-
-/// The files below a folder whose names end alike, in order.
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.to_string_lossy().ends_with(ending) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Turns a byte of a file over.
-fn damage(path: &Path, at: usize) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[at] ^= 0xff;
-    fs::write(path, bytes).unwrap();
-}
 
 fn refused(start: Result<Server, StartFailed>) -> String {
     match start {

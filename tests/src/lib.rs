@@ -19,6 +19,7 @@ pub mod clients;
 pub mod collector;
 pub mod command;
 pub mod component;
+pub mod files;
 pub mod ledger;
 pub mod load;
 pub mod python;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use indicatif::{HumanBytes, HumanCount};
+use kymo_kernel::env::failpoint::{self, Holds};
 use kymo_kernel::env::real;
 use kymo_kernel::storage::backup::{self, Copied, Object, Plan, Source};
 use kymo_kernel::storage::segment::LocalSegments;
@@ -83,7 +84,8 @@ pub fn folder(place: &std::path::Path) -> Result<LocalSegments> {
             "backups go to a folder of this machine",
         ));
     }
-    Ok(LocalSegments::new(real::env().disk, place.to_owned()))
+    let env = failpoint::armed(real::env(), place, Holds::Backups)?;
+    Ok(LocalSegments::new(env.disk, place.to_owned()))
 }
 
 /// The objects of a backup that a server has begun.

@@ -12,7 +12,8 @@ use kymo_actors::System;
 use kymo_actors::boot::Clients;
 use kymo_actors::plugin_manager::Download;
 use kymo_config::Settings;
-use kymo_kernel::env::{failpoint, real};
+use kymo_kernel::env::failpoint::{self, Holds};
+use kymo_kernel::env::real;
 use kymo_kernel::message::Ddl;
 use kymo_kernel::observe::{self, Telemetry, TraceSettings};
 use kymo_kernel::pools::{PoolSizes, Pools};
@@ -53,7 +54,7 @@ pub fn start(settings: Settings) -> Result<Running> {
     let telemetry = observe::init(&settings.observe, TraceSettings::from_env())?;
     let pools = Pools::start(PoolSizes::of(&settings, PoolSizes::cores()))?;
     let signals = pools.block_on(async { Signals::new() })??;
-    let env = failpoint::armed(real::env(), &settings.server.data_dir)?;
+    let env = failpoint::armed(real::env(), &settings.server.data_dir, Holds::Store)?;
     let clients = Clients {
         download: Client::new(&settings.plugins)?.map(|it| Arc::new(it) as Arc<dyn Download>),
         post: Some(Arc::new(Sender::new(&settings.alerts, Arc::clone(&env.clock))?)),

@@ -1,7 +1,7 @@
 //! Failpoints: a name for every durable step of the store, and a disk that fails there on demand.
 //!
-//! [`FAILPOINTS`] lists every kind of change that the store makes to its folder. [`Failpoints`]
-//! is a disk over another one that knows at each call which point it is, and kills the process,
+//! [`FAILPOINTS`] lists every kind of change that the store makes to its folder, and
+//! [`BACKUP_FAILPOINTS`] those of a backup that is written. [`Failpoints`] is a disk over another one that knows at each call which point it is, and kills the process,
 //! fails or hangs where it was told to. Nothing of this is in the code that keeps data, so no
 //! step can be forgotten there: a step without a name is noted ([`Failpoints::unnamed`]), and a
 //! test fails on it.
@@ -80,6 +80,17 @@ enum Place {
     Segment,
     /// The bytes of plugins.
     Component,
+    /// Everything in a folder of backups.
+    Backup,
+}
+
+/// What the folder holds that failpoints are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// A store.
+    Store,
+    /// Backups.
+    Backups,
 }
 
 /// A durable step of the store.
@@ -115,7 +126,7 @@ const fn point(name: &'static str, place: Place, step: Step, on_error: OnError) 
     Failpoint { name, place, step, on_error }
 }
 
-/// All of them, in the order in which a store comes by them.
+/// Those of a store, in the order in which it comes by them.
 pub static FAILPOINTS: &[Failpoint] = &{
     use OnError::{Refuse, Retry, Stop};
     use Place::{Checkpoint, Component, Journal, Manifest, Recovery, Segment, Store};
@@ -166,6 +177,29 @@ pub static FAILPOINTS: &[Failpoint] = &{
         point("component.remove", Component, Remove, Retry),
     ]
 };
+
+/// Those of a backup while it is written. An error fails the backup; earlier ones stay as they
+/// are, and the next one goes on from what was copied.
+pub static BACKUP_FAILPOINTS: &[Failpoint] = &{
+    use OnError::Refuse;
+    use Place::Backup;
+    use Step::{Create, Folder, Name, Remove, Sync, SyncDir, Unname, Write};
+    [
+        point("backup.mkdir", Backup, Folder, Refuse),
+        point("backup.create", Backup, Create, Refuse),
+        point("backup.write", Backup, Write, Refuse),
+        point("backup.sync", Backup, Sync, Refuse),
+        point("backup.link", Backup, Name, Refuse),
+        point("backup.unlink", Backup, Unname, Refuse),
+        point("backup.sync_dir", Backup, SyncDir, Refuse),
+        point("backup.remove", Backup, Remove, Refuse),
+    ]
+};
+
+/// The points of stores and of backups.
+fn all() -> impl Iterator<Item = &'static Failpoint> {
+    FAILPOINTS.iter().chain(BACKUP_FAILPOINTS)
+}
 
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,7 +259,7 @@ impl FromStr for Shot {
         let (name, rest) = text.split_once('=').ok_or_else(|| wrong(text, "names no effect"))?;
         let (effect, when) = rest.split_once('@').unwrap_or((rest, "1"));
         let (first, times) = when.split_once('x').unwrap_or((when, "1"));
-        let point = FAILPOINTS.iter().find(|point| point.name == name);
+        let point = all().find(|point| point.name == name);
         let effect = EFFECTS.iter().find(|(known, _)| *known == effect).map(|(_, effect)| *effect);
         let count = |text: &str| text.parse::<u64>().ok().filter(|count| *count > 0);
         let shot = Shot {
@@ -242,7 +276,7 @@ impl FromStr for Shot {
 }
 
 fn wrong(order: &str, what: &str) -> Error {
-    let points: Vec<&str> = FAILPOINTS.iter().map(Failpoint::name).collect();
+    let points: Vec<&str> = all().map(Failpoint::name).collect();
     let effects = EFFECTS.map(|(name, _)| name);
     Error::new(Code::Settings, format!("{VARIABLE}: {order:?} {what}")).with_hint(format!(
         "this variable is for tests: unset it. Orders are point=effect[@n[xm]]; points are {}; \
@@ -264,12 +298,12 @@ pub fn parse(text: &str) -> Result<Vec<Shot>> {
         .collect()
 }
 
-/// The environment of a process whose store lies in `root`: with a disk that fails where
-/// [`VARIABLE`] says, which is as it is where that is not set.
+/// The environment of a process whose store, or whose backups, lie in `root`: with a disk that
+/// fails where [`VARIABLE`] says, which is as it is where that is not set.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn armed(env: Env, root: &Path) -> Result<Env> {
+pub fn armed(env: Env, root: &Path, holds: Holds) -> Result<Env> {
     let shots = match std::env::var(VARIABLE) {
         Ok(text) => parse(&text)?,
         Err(std::env::VarError::NotPresent) => return Ok(env),
@@ -279,7 +313,7 @@ pub fn armed(env: Env, root: &Path) -> Result<Env> {
         return Ok(env);
     }
     tracing::warn!(?shots, "failpoints are armed: this process is going to fail on purpose");
-    let disk = Failpoints::new(env.disk, root, shots, || std::process::abort());
+    let disk = Failpoints::over(env.disk, root, holds, shots, || std::process::abort());
     Ok(Env { disk: Arc::new(disk), ..env })
 }
 
@@ -292,8 +326,9 @@ pub struct Failpoints {
 
 struct State {
     root: PathBuf,
+    holds: Holds,
     shots: Vec<Shot>,
-    /// How often each of [`FAILPOINTS`] was reached.
+    /// How often each of [`all`] was reached.
     reached: Vec<AtomicU64>,
     fired: AtomicU64,
     unnamed: Mutex<BTreeSet<String>>,
@@ -317,10 +352,23 @@ impl Failpoints {
         shots: Vec<Shot>,
         kill: impl Fn() + Send + Sync + 'static,
     ) -> Self {
+        Self::over(disk, root, Holds::Store, shots, kill)
+    }
+
+    /// As [`Failpoints::new`], for a folder that holds something else.
+    #[must_use]
+    pub fn over(
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        holds: Holds,
+        shots: Vec<Shot>,
+        kill: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let state = State {
             root: root.to_owned(),
+            holds,
             shots,
-            reached: FAILPOINTS.iter().map(|_| AtomicU64::new(0)).collect(),
+            reached: all().map(|_| AtomicU64::new(0)).collect(),
             fired: AtomicU64::new(0),
             unnamed: Mutex::default(),
             kill: Box::new(kill),
@@ -332,7 +380,7 @@ impl Failpoints {
     /// How often a point was reached.
     #[must_use]
     pub fn reached(&self, point: &Failpoint) -> u64 {
-        let at = FAILPOINTS.iter().position(|each| each == point);
+        let at = all().position(|each| each == point);
         at.map_or(0, |at| self.state.reached[at].load(Ordering::Relaxed))
     }
 
@@ -398,12 +446,11 @@ impl State {
     }
 
     fn arrive(&self, place: Place, step: Step, path: &Path) -> Option<Effect> {
-        let at = FAILPOINTS.iter().position(|point| point.place == place && point.step == step);
-        let Some(at) = at else {
+        let of = |(_, point): &(usize, &Failpoint)| point.place == place && point.step == step;
+        let Some((at, point)) = all().enumerate().find(of) else {
             self.unnamed.lock().insert(format!("{step:?} of {place:?}: {}", path.display()));
             return None;
         };
-        let point = &FAILPOINTS[at];
         let time = self.reached[at].fetch_add(1, Ordering::Relaxed) + 1;
         let shot = self.shots.iter().find(|shot| shot.hits(point, time))?;
         self.fired.fetch_add(1, Ordering::Relaxed);
@@ -425,6 +472,7 @@ impl State {
         let name = inside.to_str().unwrap_or_default();
         let temporary = name.ends_with(".tmp") || name.ends_with(".partial");
         let place = match (first, second, third) {
+            _ if self.holds == Holds::Backups => Place::Backup,
             (Some("data"), _, _) => Place::Segment,
             (Some("plugins"), _, _) => Place::Component,
             (Some("meta"), Some("log"), Some(_)) => Place::Manifest,
@@ -588,7 +636,7 @@ mod tests {
     use crate::env::sim::Sim;
 
     fn named(name: &str) -> &'static Failpoint {
-        FAILPOINTS.iter().find(|point| point.name == name).unwrap()
+        all().find(|point| point.name == name).unwrap()
     }
 
     fn disk(sim: &Sim, orders: &str) -> Failpoints {
@@ -600,13 +648,13 @@ mod tests {
 
     #[test]
     fn names_are_told_apart() {
-        let mut names: Vec<&str> = FAILPOINTS.iter().map(Failpoint::name).collect();
+        let mut names: Vec<&str> = all().map(Failpoint::name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), FAILPOINTS.len());
-        for (at, point) in FAILPOINTS.iter().enumerate() {
+        assert_eq!(names.len(), all().count());
+        for (at, point) in all().enumerate() {
             let same = |other: &Failpoint| (other.place, other.step) == (point.place, point.step);
-            assert_eq!(FAILPOINTS.iter().position(same), Some(at), "{}", point.name);
+            assert_eq!(all().position(same), Some(at), "{}", point.name);
         }
     }
 
