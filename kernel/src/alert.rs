@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::error::{Code, Error, Result};
 use crate::message::Labels;
+use crate::schema::{DEFAULT_DATABASE, DEFAULT_SCHEMA};
 
 mod channel;
 
@@ -166,6 +167,29 @@ pub fn no_alert(name: &str) -> Error {
 }
 
 impl AlertDef {
+    /// A rule of the usual database that leaves out whatever may be left out.
+    #[must_use]
+    pub fn new(name: &str, owner: &str, query: &str) -> AlertDef {
+        AlertDef {
+            name: name.to_owned(),
+            revision: 0,
+            database: DEFAULT_DATABASE.to_owned(),
+            schema: DEFAULT_SCHEMA.to_owned(),
+            owner: owner.to_owned(),
+            query: query.to_owned(),
+            condition: None,
+            every_ns: None,
+            hold_ns: 0,
+            keep_firing_ns: 0,
+            no_data: None,
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            channels: Vec::new(),
+            paused: false,
+            origin: None,
+        }
+    }
+
     /// Whether another definition says the same: all but how often it was changed, and whether
     /// it is paused.
     #[must_use]
@@ -210,24 +234,7 @@ mod tests {
 
     #[test]
     fn a_definition_is_compared_by_what_it_says() {
-        let one = AlertDef {
-            name: "a".to_owned(),
-            revision: 1,
-            database: "kymo".to_owned(),
-            schema: "public".to_owned(),
-            owner: "ada".to_owned(),
-            query: "SELECT 1".to_owned(),
-            condition: None,
-            every_ns: None,
-            hold_ns: 0,
-            keep_firing_ns: 0,
-            no_data: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            channels: Vec::new(),
-            paused: false,
-            origin: None,
-        };
+        let one = AlertDef::new("a", "ada", "SELECT 1");
         let later = AlertDef { revision: 7, paused: true, ..one.clone() };
         assert!(one.says_the_same(&later) && !one.renames(&later));
         let held = AlertDef { hold_ns: 1, ..one.clone() };

@@ -181,26 +181,12 @@ impl House {
 
     /// A rule that tells `ops`.
     async fn rule(&self) {
+        let summary = "{{ $labels.host }} is at {{ $value }}".to_owned();
         let alert = AlertDef {
-            name: "hot".to_owned(),
-            revision: 0,
-            database: "kymo".to_owned(),
-            schema: "public".to_owned(),
-            owner: "ada".to_owned(),
-            query: "SELECT 1".to_owned(),
-            condition: None,
-            every_ns: None,
-            hold_ns: 0,
-            keep_firing_ns: 0,
-            no_data: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::from([(
-                "summary".to_owned(),
-                "{{ $labels.host }} is at {{ $value }}".to_owned(),
-            )]),
+            annotations: BTreeMap::from([("summary".to_owned(), summary)]),
             channels: vec!["ops".to_owned()],
-            origin: None,
             paused: true,
+            ..AlertDef::new("hot", "ada", "SELECT 1")
         };
         let alert = AlertDdl::Create { alert: Box::new(alert), if_not_exists: false };
         self.system.ddl().call(Ddl::Alert(alert)).await.unwrap();

@@ -172,12 +172,8 @@ impl Engine {
         cancel: Arc<AtomicBool>,
         deadline: Option<Duration>,
     ) -> Result<(SessionState, Option<Arc<Lending>>)> {
-        self.lend_on(session, &planned.calls, || Terms {
-            cancel,
-            deadline,
-            seed: self.env.random.next_u64(),
-            time_ns: self.env.clock.now_ns(),
-        })
+        let seed = || self.env.random.next_u64();
+        self.lend_on(session, &planned.calls, || self.terms(cancel, deadline, seed()))
     }
 
     /// As [`Engine::lend`], for one of the runs of a query whose result is kept: it gets no
@@ -189,12 +185,12 @@ impl Engine {
         cancel: Arc<AtomicBool>,
         deadline: Option<Duration>,
     ) -> Result<(SessionState, Option<Arc<Lending>>)> {
-        self.lend_on(session, &planned.calls, || Terms {
-            cancel,
-            deadline,
-            seed: untried(self.env.random.next_u64()),
-            time_ns: self.env.clock.now_ns(),
-        })
+        let seed = || untried(self.env.random.next_u64());
+        self.lend_on(session, &planned.calls, || self.terms(cancel, deadline, seed()))
+    }
+
+    fn terms(&self, cancel: Arc<AtomicBool>, deadline: Option<Duration>, seed: u64) -> Terms {
+        Terms { cancel, deadline, seed, time_ns: self.env.clock.now_ns() }
     }
 
     /// As [`Engine::lend`], with what ends the calls and what they may know.

@@ -168,22 +168,10 @@ mod tests {
     fn def() -> AlertDef {
         let summary = "{{ $labels.host }} is at {{ $value }}".to_owned();
         AlertDef {
-            name: "hot".to_owned(),
-            revision: 1,
-            database: "kymo".to_owned(),
-            schema: "public".to_owned(),
-            owner: "ada".to_owned(),
-            query: "SELECT host, usage FROM cpu".to_owned(),
             condition: Some("usage > 90".to_owned()),
-            every_ns: None,
             hold_ns: 60_000_000_000,
-            keep_firing_ns: 0,
-            no_data: None,
-            labels: Labels::new(),
             annotations: Labels::from([("summary".to_owned(), summary)]),
-            channels: Vec::new(),
-            origin: None,
-            paused: false,
+            ..AlertDef::new("hot", "ada", "SELECT host, usage FROM cpu")
         }
     }
 

@@ -213,7 +213,7 @@ impl<'a> Parser<'a> {
                 Code::LimitReached,
                 "the lines of this request have too few fields in common",
             )
-            .with_hint("send lines of different shape in requests of their own"),
+            .with_hint("send fewer lines in a request, or lines of different shape in requests of their own"),
             Trouble::TooManyTables => Error::new(
                 Code::LimitReached,
                 format!("more than {} measurements in one request", self.options.max_tables),

@@ -175,24 +175,7 @@ mod tests {
     };
 
     fn alert(name: &str) -> AlertDdl {
-        let alert = AlertDef {
-            name: name.to_owned(),
-            revision: 0,
-            database: "kymo".to_owned(),
-            schema: "public".to_owned(),
-            owner: "ada".to_owned(),
-            query: "SELECT 1".to_owned(),
-            condition: None,
-            every_ns: None,
-            hold_ns: 0,
-            keep_firing_ns: 0,
-            no_data: None,
-            labels: Default::default(),
-            annotations: Default::default(),
-            channels: Vec::new(),
-            paused: false,
-            origin: None,
-        };
+        let alert = AlertDef::new(name, "ada", "SELECT 1");
         AlertDdl::Create { alert: Box::new(alert), if_not_exists: false }
     }
 

@@ -82,24 +82,8 @@ mod tests {
         assert_eq!(code(drop(&one, "b", false)), Code::AlertNotFound);
         assert!(drop(&one, "b", true).unwrap().is_empty());
         assert_eq!(drop(&one, "a", false).unwrap().len(), 1);
-        let rule = AlertDef {
-            name: "hot".to_owned(),
-            revision: 1,
-            database: String::new(),
-            schema: String::new(),
-            owner: String::new(),
-            query: String::new(),
-            condition: None,
-            every_ns: None,
-            hold_ns: 0,
-            keep_firing_ns: 0,
-            no_data: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            channels: vec!["a".to_owned()],
-            origin: None,
-            paused: false,
-        };
+        let channels = vec!["a".to_owned()];
+        let rule = AlertDef { channels, ..AlertDef::new("hot", "ada", "SELECT 1") };
         let alerts = Arc::new(BTreeMap::from([("hot".to_owned(), Arc::new(rule))]));
         let error = drop(&Snapshot { alerts, ..one }, "a", true).unwrap_err();
         assert_eq!(error.code(), Code::InUse);
