@@ -36,6 +36,7 @@ pub struct Keeper {
     log_bytes: u64,
     bounds: Bounds,
     collecting: bool,
+    trimming: bool,
     forgetting: bool,
     deleted: u64,
 }
@@ -54,6 +55,7 @@ impl Keeper {
                 alert_history: settings.alerts.history_bytes,
             },
             collecting: false,
+            trimming: false,
             forgetting: false,
             deleted: 0,
         }
@@ -103,6 +105,20 @@ impl Keeper {
         });
     }
 
+    fn trim_log(&mut self, cx: &mut Cx<Self>) {
+        if std::mem::replace(&mut self.trimming, true) {
+            return;
+        }
+        let store = self.store.clone();
+        let job = cx.pools().background("trim-log", move || store.trim_log());
+        cx.then(job, |keeper, outcome, _| {
+            keeper.trimming = false;
+            if let Err(error) = outcome {
+                warn!(%error, "the log could not be trimmed");
+            }
+        });
+    }
+
     fn shrink_log(&self) {
         for table in self.store.log_pins(self.log_bytes) {
             self.writers.ask_to_freeze(table);
@@ -114,7 +130,10 @@ impl Actor for Keeper {
     fn started(&mut self, cx: &mut Cx<Self>) {
         let period = (self.grace / 2).max(Duration::from_secs(1));
         cx.every(period, |keeper, cx| keeper.collect(cx));
-        cx.every(LOG_EVERY, |keeper, _| keeper.shrink_log());
+        cx.every(LOG_EVERY, |keeper, cx| {
+            keeper.shrink_log();
+            keeper.trim_log(cx);
+        });
         cx.every(OWN_EVERY, |keeper, cx| keeper.forget_oldest(cx));
     }
 

@@ -5,7 +5,9 @@
 
 pub mod load;
 pub mod settings;
+pub mod span;
 pub mod validate;
 
 pub use load::{Flag, Problem, Problems, Sources, load, print};
 pub use settings::Settings;
+pub use span::Span;

@@ -196,6 +196,11 @@ section! {
         max_record_bytes: u64 = 256 * MIB,
         /// Memory that replaying may hold before it flushes.
         replay_bytes: u64 = 256 * MIB,
+        /// How long files are kept as history whose rows are all flushed, by their newest row: a
+        /// [`crate::Span`].
+        retention: String = "0s".to_owned(),
+        /// Size of the history beyond which its oldest files go, unless it is kept for ever.
+        retention_bytes: u64 = 4 * GIB,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 
 use crate::load::{Problem, REDACTED};
 use crate::settings::{AlertChannel, Alerts, Plugins, Settings};
+use crate::span::Span;
 
 /// Every rule that `settings` break. `place` tells where the value of a key came from.
 #[must_use]
@@ -100,6 +101,14 @@ impl Rules<'_> {
         const DURABILITY: [&str; 4] = ["every_write", "periodic", "os_default", "none"];
         const ROLES: [&str; 5] = ["all", "gateway", "ingest", "query", "compact"];
         self.word("journal.durability", &s.journal.durability, &DURABILITY);
+        if let Err(problem) = s.journal.retention.parse::<Span>() {
+            self.need(
+                false,
+                "journal.retention",
+                problem,
+                "use for example 0s, 12h, 7d or forever",
+            );
+        }
         self.word("observe.log_format", &s.observe.log_format, &["text", "json"]);
         for role in &s.node.roles {
             self.word("node.roles", role, &ROLES);
@@ -447,6 +456,7 @@ mod tests {
         type Mistake = (&'static str, fn(&mut Settings));
         let mistakes: Vec<Mistake> = vec![
             ("journal.durability", |s| s.journal.durability = "sometimes".into()),
+            ("journal.retention", |s| s.journal.retention = "7".into()),
             ("observe.log_format", |s| s.observe.log_format = "xml".into()),
             ("node.roles", |s| s.node.roles = vec!["king".into()]),
             ("node.roles", |s| s.node.roles.clear()),

@@ -104,6 +104,8 @@ codes! {
     Cancelled = "cancelled",
     /// The query needs more memory than it may have.
     OutOfMemory = "out_of_memory",
+    /// What was asked for was there once and is not kept any more.
+    Gone = "gone",
     /// The actor that should answer is gone.
     Down = "down",
     /// The server is starting.

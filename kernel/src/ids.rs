@@ -1,9 +1,12 @@
 //! Identifiers and positions as types of their own, so that no bare integer crosses a file.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
+
+use crate::error::{Code, Error, Result};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -87,6 +90,24 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}-{}-{}", self.partition, self.epoch, self.seq)
+    }
+}
+
+impl FromStr for Position {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Position> {
+        let read = || {
+            let mut parts = text.trim().splitn(3, '-');
+            let mut next = || parts.next()?.parse::<u64>().ok();
+            let (partition, epoch, seq) = (next()?, next()?, next()?);
+            let partition = PartitionId(u16::try_from(partition).ok()?);
+            Some(Position { partition, epoch: Epoch(epoch), seq: Seq(seq) })
+        };
+        read().ok_or_else(|| {
+            Error::new(Code::InvalidInput, format!("{text:?} is no position in the log"))
+                .with_hint("a position looks like 0-3-17: partition, epoch and sequence")
+        })
     }
 }
 

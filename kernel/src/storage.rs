@@ -11,6 +11,7 @@
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
+//! | [`missed`], [`changes`] | rows read back from the log: of one table, of all as a feed |
 //! | [`integrity`], [`backup`] | checking and repairing a closed store, copying an open one |
 //!
 //! **Write path**: a writer encodes a batch ([`log::Record::encode`]) and hands it to
@@ -45,6 +46,7 @@ use crate::storage::committer::Committer;
 use crate::storage::components::Components;
 use crate::storage::journal::Journal;
 use crate::storage::journal::files::Files;
+use crate::storage::journal::kept::Keep;
 use crate::storage::log::LogWriter;
 use crate::storage::meta::{Op, SegmentMeta, Snapshot};
 use crate::storage::poison::Poison;
@@ -52,6 +54,7 @@ use crate::storage::segment::write::{Target, flush};
 use crate::storage::version::{Frozen, SegmentFiles, TableState, VersionCell};
 
 pub mod backup;
+pub mod changes;
 pub mod collect;
 pub mod committer;
 pub mod compact;
@@ -90,6 +93,7 @@ pub struct Store {
     committer: Committer,
     journal: Arc<Journal>,
     log_files: Arc<Files>,
+    keep: Keep,
     tables: Arc<Tables>,
     target: Target,
     poison: Poison,
@@ -326,6 +330,14 @@ impl Store {
         Ok(segments? + components?)
     }
 
+    /// Lets log files go that recovery does not need and that have been kept long enough. Blocks
+    /// on the disk; meant to be called now and then, as time alone makes files old.
+    pub fn trim_log(&self) {
+        if self.poison.cause().is_none() {
+            trim_log(&self.env, &self.log_files, &self.catalog(), self.keep);
+        }
+    }
+
     /// The tables whose rows in memory keep log files from being removed, where those files
     /// together exceed `bytes`. Flushing them shrinks the log.
     #[must_use]
@@ -465,15 +477,16 @@ impl Tables {
     }
 }
 
-/// Removes the oldest log files whose rows are all covered by segments.
-fn trim_log(env: &Env, files: &Files, catalog: &Snapshot) {
+/// Lets the oldest log files go whose rows are all covered by segments, and what is kept too long.
+fn trim_log(env: &Env, files: &Files, catalog: &Snapshot, keep: Keep) {
     let all = files.all();
     let done = all
         .iter()
         .take_while(|file| file.tables.iter().all(|(id, last)| covered(catalog, *id, *last)));
-    let Some(upto) = done.last().map(|file| file.last) else { return };
-    if let Err(error) = files.trim(env, upto) {
-        // They are covered: keeping them costs space, and the next commit tries again.
+    let upto = done.last().map(|file| file.last);
+    let trimmed = upto.map_or(Ok(0), |upto| files.trim(env, upto, keep));
+    if let Err(error) = trimmed.and_then(|_| files.expire(env, keep)) {
+        // They are covered: keeping them costs space, and the next look tries again.
         tracing::warn!(%error, "log files could not be removed");
     }
 }

@@ -145,7 +145,15 @@ fn record(index: usize, size: usize) -> Record {
     let payload = Bytes::from(payload);
     let crc = crc(&payload);
     let raw_len = u32::try_from(size).unwrap();
-    Record { table: TableId(1), schema_version: 1, raw_len, compressed: false, crc, payload }
+    Record {
+        table: TableId(1),
+        schema_version: 1,
+        raw_len,
+        compressed: false,
+        crc,
+        payload,
+        written_ms: 0,
+    }
 }
 
 fn crc(bytes: &[u8]) -> u32 {

@@ -21,6 +21,8 @@ pub fn busy() -> Options {
         .setting("memtable.table_bytes", 64 * 1024)
         .setting("memtable.soft_bytes", 256 * 1024)
         .setting("journal.file_bytes", 64 * 1024)
+        .setting("journal.retention", "1h")
+        .setting("journal.retention_bytes", 128 * 1024)
         .setting("compaction.interval_ms", 50)
         .setting("compaction.min_segments", 2)
         .setting("compaction.grace_ms", 100)

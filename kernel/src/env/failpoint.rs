@@ -70,6 +70,8 @@ enum Place {
     Store,
     /// Log files.
     Journal,
+    /// Log files that are kept as history.
+    Kept,
     /// The end of a log file on its way into another one, while a store is opened.
     Recovery,
     /// Edits of the metadata.
@@ -129,7 +131,7 @@ const fn point(name: &'static str, place: Place, step: Step, on_error: OnError) 
 /// Those of a store, in the order in which it comes by them.
 pub static FAILPOINTS: &[Failpoint] = &{
     use OnError::{Refuse, Retry, Stop};
-    use Place::{Checkpoint, Component, Journal, Manifest, Recovery, Segment, Store};
+    use Place::{Checkpoint, Component, Journal, Kept, Manifest, Recovery, Segment, Store};
     use Step::{Create, Folder, Name, Remove, Sync, SyncDir, SyncRemoved, Unname, Write};
     [
         point("store.mkdir", Store, Folder, Stop),
@@ -145,6 +147,10 @@ pub static FAILPOINTS: &[Failpoint] = &{
         point("journal.sync_dir", Journal, SyncDir, Stop),
         point("journal.remove", Journal, Remove, Retry),
         point("journal.sync_removed", Journal, SyncRemoved, Retry),
+        point("kept.mkdir", Kept, Folder, Retry),
+        point("kept.link", Kept, Name, Retry),
+        point("kept.sync_dir", Kept, SyncDir, Retry),
+        point("kept.remove", Kept, Remove, Retry),
         point("segment.mkdir", Segment, Folder, Retry),
         point("segment.create", Segment, Create, Retry),
         point("segment.write", Segment, Write, Retry),
@@ -477,6 +483,7 @@ impl State {
             (Some("plugins"), _, _) => Place::Component,
             (Some("meta"), Some("log"), Some(_)) => Place::Manifest,
             (Some("meta"), Some("snap"), Some(_)) => Place::Checkpoint,
+            (Some("wal"), Some(_), Some("kept")) => Place::Kept,
             (Some("wal"), Some(_), Some(_)) if temporary => Place::Recovery,
             (Some("wal"), Some(_), Some(_)) => Place::Journal,
             (None | Some("meta" | "wal"), _, _) => Place::Store,

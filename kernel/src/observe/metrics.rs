@@ -82,8 +82,14 @@ families! {
         sync_seconds: Histogram = "kymo_journal_sync_seconds" buckets FAST,
         /// Bytes that wait for the journal thread.
         queued_bytes: IntGauge = "kymo_journal_queued_bytes",
-        /// Journal files on disk.
+        /// Journal files on disk that a start would read.
         files: IntGauge = "kymo_journal_files",
+        /// Journal files that are kept as history.
+        kept_files: IntGauge = "kymo_journal_kept_files",
+        /// Bytes of those.
+        kept_bytes: IntGauge = "kymo_journal_kept_bytes",
+        /// Who reads the journal as a feed.
+        tails: IntGauge = "kymo_journal_tails",
         /// Whether an error in a durable path has stopped the store (1) or not (0).
         poisoned: IntGauge = "kymo_store_poisoned",
     }

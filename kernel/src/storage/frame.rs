@@ -12,7 +12,8 @@
 //! | 24 | 8 | number of the file |
 //! | 32 | 8 | sequence of the first record |
 //! | 40 | 8 | length of the file before it, all of which was durable when this one was made |
-//! | 48 | 12 | zero |
+//! | 48 | 4 | epoch of the last record before this file, 0 where it is not known |
+//! | 52 | 8 | sequence of the last record before this file |
 //! | 60 | 4 | CRC32C of bytes 0 to 60 |
 //!
 //! Frame, 56 bytes and a payload:
@@ -22,7 +23,7 @@
 //! | 0 | 4 | magic `KYF1` |
 //! | 4 | 1 | kind: 1 rows |
 //! | 5 | 1 | flags: 1 payload is an LZ4 block, 2 last frame of its group |
-//! | 6 | 2 | zero |
+//! | 6 | 2 | when it was written, the upper 16 bits |
 //! | 8 | 8 | table |
 //! | 16 | 4 | schema version |
 //! | 20 | 4 | length of the payload when decompressed |
@@ -30,7 +31,7 @@
 //! | 28 | 4 | CRC32C of the payload |
 //! | 32 | 8 | sequence |
 //! | 40 | 8 | durable mark: how much of this file was known to be durable when the frame was written |
-//! | 48 | 4 | zero |
+//! | 48 | 4 | when it was written, the lower 32 bits: milliseconds since 1970, 0 where not known |
 //! | 52 | 4 | CRC32C of bytes 0 to 52 |
 //!
 //! **The torn-tail rule.** Sequences grow by one from frame to frame, also across files of an
@@ -94,6 +95,8 @@ pub struct FileHeader {
     pub first: Seq,
     /// The durable length of the file before it.
     pub previous_len: u64,
+    /// The last record before this file, also of an earlier epoch; epoch 0 where it is not known.
+    pub before: (Epoch, Seq),
 }
 
 impl FileHeader {
@@ -108,6 +111,10 @@ impl FileHeader {
         bytes[24..32].copy_from_slice(&self.number.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.previous_len.to_le_bytes());
+        // An epoch beyond 32 bits is not known: nobody starts a store that often.
+        let before = u32::try_from(self.before.0.0).unwrap_or(0);
+        bytes[48..52].copy_from_slice(&before.to_le_bytes());
+        bytes[52..60].copy_from_slice(&self.before.1.0.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..64].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -135,13 +142,38 @@ impl FileHeader {
             number: long(bytes, 24),
             first: Seq(long(bytes, 32)),
             previous_len: long(bytes, 40),
+            before: (Epoch(u64::from(word(bytes, 48))), Seq(long(bytes, 52))),
         }))
+    }
+
+    /// The position of its first record.
+    #[must_use]
+    pub fn begin(&self) -> Position {
+        Position { partition: self.partition, epoch: self.epoch, seq: self.first }
+    }
+
+    /// The position of the last record before the file; `None` where it is not known.
+    #[must_use]
+    pub fn floor(&self) -> Option<Position> {
+        let at = |epoch, seq| Position { partition: self.partition, epoch, seq };
+        match self.before {
+            _ if self.first > Seq(1) => Some(at(self.epoch, Seq(self.first.0 - 1))),
+            (Epoch(0), _) => None,
+            (epoch, seq) => Some(at(epoch, seq)),
+        }
     }
 }
 
-/// The header of a record's frame; `mark` is how much of the file is known to be durable.
+/// The header of a record's frame; `mark` is how much of the file is known to be durable, and
+/// `written_ms` when the record is written, in milliseconds since 1970.
 #[must_use]
-pub fn frame_header(record: &Record, seq: Seq, last: bool, mark: u64) -> [u8; FRAME_HEADER] {
+pub fn frame_header(
+    record: &Record,
+    seq: Seq,
+    last: bool,
+    mark: u64,
+    written_ms: u64,
+) -> [u8; FRAME_HEADER] {
     let mut bytes = [0; FRAME_HEADER];
     let flags = if record.compressed { FLAG_LZ4 } else { 0 } | if last { FLAG_LAST } else { 0 };
     // Payload lengths fit 32 bits: encoding refuses larger ones.
@@ -156,6 +188,10 @@ pub fn frame_header(record: &Record, seq: Seq, last: bool, mark: u64) -> [u8; FR
     bytes[28..32].copy_from_slice(&record.crc.to_le_bytes());
     bytes[32..40].copy_from_slice(&seq.0.to_le_bytes());
     bytes[40..48].copy_from_slice(&mark.to_le_bytes());
+    // 48 bits last until the year 10889.
+    let written = written_ms.to_le_bytes();
+    bytes[6..8].copy_from_slice(&written[4..6]);
+    bytes[48..52].copy_from_slice(&written[..4]);
     let crc = crc32c::crc32c(&bytes[..52]);
     bytes[52..56].copy_from_slice(&crc.to_le_bytes());
     bytes
@@ -180,6 +216,7 @@ struct FrameHeader {
     crc: u32,
     seq: Seq,
     mark: u64,
+    written_ms: u64,
 }
 
 impl FrameHeader {
@@ -198,6 +235,8 @@ impl FrameHeader {
             crc: word(bytes, 28),
             seq: Seq(long(bytes, 32)),
             mark: long(bytes, 40),
+            written_ms: u64::from(word(bytes, 48))
+                | (u64::from(u16::from_le_bytes([bytes[6], bytes[7]])) << 32),
         })
     }
 }
@@ -299,6 +338,21 @@ impl FileReader {
         self.groups_end
     }
 
+    /// How many bytes of the file count.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Says that more of a file that is still written to is durable, so that reading goes on
+    /// where it had come to its end.
+    pub fn extend(&mut self, durable: u64) {
+        if durable > self.len {
+            (self.len, self.durable) = (durable, durable);
+            self.end = None;
+        }
+    }
+
     /// The sequence that the next record must have.
     #[must_use]
     pub fn next_seq(&self) -> Seq {
@@ -397,6 +451,7 @@ impl FileReader {
             compressed: header.flags & FLAG_LZ4 != 0,
             crc: header.crc,
             payload,
+            written_ms: header.written_ms,
         };
         let epoch = self.header.map(|file| (file.partition, file.epoch)).unwrap_or_default();
         let position = Position { partition: epoch.0, epoch: epoch.1, seq: header.seq };

@@ -122,7 +122,10 @@ fn describe(report: &mut Report, snapshot: &Snapshot) {
     report.segment_rows = segments().map(|segment| segment.rows).sum();
 }
 
-fn lock_existing(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Send + Sync>> {
+pub(super) fn lock_existing(
+    env: &Env,
+    root: &Path,
+) -> Result<Box<dyn std::any::Any + Send + Sync>> {
     let holds = |folder: &str| env.disk.exists(&root.join(folder)).unwrap_or(false);
     if !["meta", "wal", "data"].into_iter().any(holds) {
         return Err(Error::new(

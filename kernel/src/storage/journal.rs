@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
 use crate::env::{DiskFile, Env};
 use crate::error::{Code, Error, Result};
@@ -36,12 +37,23 @@ use crate::storage::log::{Done, Durability, LogWriter, RecordGroup};
 use crate::storage::poison::Poison;
 
 pub mod files;
+pub mod kept;
 pub mod local;
 pub mod stats;
 #[cfg(test)]
 mod tests;
 
 use stats::Stats;
+
+/// How far the log is durable: all files before this one, and so much of it, which is up to the
+/// end of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The number of the file that is written to.
+    pub number: u64,
+    /// How many of its bytes are durable.
+    pub bytes: u64,
+}
 
 /// Who calls [`Journal::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +108,9 @@ struct Shared {
     stats: Arc<Stats>,
     queued_bytes: AtomicU64,
     rotate: AtomicBool,
+    /// Whether the file has bytes that may not be durable yet.
+    unsynced: AtomicBool,
+    durable: watch::Sender<Extent>,
 }
 
 struct Queue {
@@ -142,8 +157,10 @@ impl Journal {
     ) -> Result<Journal> {
         let (number, previous_len) = files.next_number();
         let first = Seq(1);
-        let header = FileHeader { partition, epoch, number, first, previous_len };
+        let before = files.before();
+        let header = FileHeader { partition, epoch, number, first, previous_len, before };
         let core = Core::begin(env, dir, header)?;
+        let (durable, _) = watch::channel(core.extent());
         let shared = Arc::new(Shared {
             env: env.clone(),
             partition,
@@ -157,6 +174,8 @@ impl Journal {
             stats: Arc::default(),
             queued_bytes: AtomicU64::new(0),
             rotate: AtomicBool::new(false),
+            unsynced: AtomicBool::new(false),
+            durable,
         });
         let thread = match drive {
             Drive::Manual => None,
@@ -187,6 +206,37 @@ impl Journal {
     pub fn extent(&self) -> FileInfo {
         self.shared.step();
         self.shared.core.lock().info.clone()
+    }
+
+    /// How far the log is durable, now and as it goes on.
+    #[must_use]
+    pub fn durable(&self) -> watch::Receiver<Extent> {
+        self.shared.durable.subscribe()
+    }
+
+    /// The position that the next record gets.
+    #[must_use]
+    pub fn next(&self) -> Position {
+        let Shared { partition, epoch, .. } = *self.shared;
+        Position { partition, epoch, seq: self.shared.queue.lock().next }
+    }
+
+    /// The path of a file that the journal writes to, or wrote to.
+    #[must_use]
+    pub fn path(&self, number: u64) -> PathBuf {
+        self.shared.core.lock().dir.join(file_name(number))
+    }
+
+    /// Whether records are written that no fsync has followed yet, as in the weaker modes.
+    #[must_use]
+    pub fn is_unsynced(&self) -> bool {
+        self.shared.unsynced.load(Ordering::Relaxed)
+    }
+
+    /// Makes what is written durable, whatever was asked for. Blocks for as long as an fsync
+    /// takes; a failure stops the store.
+    pub fn sync(&self) {
+        self.shared.sync_rest();
     }
 
     /// Begins a new file with the next step that writes, whatever the size of the current one.
@@ -385,15 +435,17 @@ impl Shared {
     /// Writes frames for all groups with one call. Payloads are not copied.
     fn write(&self, core: &mut Core, groups: &[(Seq, RecordGroup)]) -> Result<()> {
         core.headers.clear();
+        self.unsynced.store(true, Ordering::Relaxed);
+        let written_ms = u64::try_from(self.env.clock.now_ns() / 1_000_000).unwrap_or(0);
         let mut payloads = Vec::new();
         for (first, group) in groups {
             for (index, record) in group.records.iter().enumerate() {
                 let seq = Seq(first.0 + index as u64);
                 let last = index + 1 == group.records.len();
-                core.headers.push(frame_header(record, seq, last, core.mark));
+                core.headers.push(frame_header(record, seq, last, core.mark, written_ms));
                 payloads.push(record.payload.as_ref());
                 let position = Position { partition: self.partition, epoch: self.epoch, seq };
-                core.info.note(record.table, position);
+                core.info.note(record.table, position, written_ms);
             }
         }
         let parts: Vec<&[u8]> = core
@@ -419,6 +471,8 @@ impl Shared {
         self.stats.synced(self.env.clock.monotonic().saturating_sub(before));
         core.mark = core.info.bytes;
         core.unsynced_since = None;
+        self.unsynced.store(false, Ordering::Relaxed);
+        self.durable.send_replace(core.extent());
         Ok(())
     }
 
@@ -462,15 +516,22 @@ impl Shared {
             number: core.info.number + 1,
             first,
             previous_len: core.info.bytes,
+            before: (self.epoch, Seq(first.0.saturating_sub(1))),
         };
         let next = Core::begin(&self.env, core.dir.clone(), header)?;
         let full = std::mem::replace(core, next);
         self.files.seal(full.info);
+        // Whoever sees the next file finds this one among those that are complete.
+        self.durable.send_replace(core.extent());
         Ok(())
     }
 }
 
 impl Core {
+    fn extent(&self) -> Extent {
+        Extent { number: self.info.number, bytes: self.mark }
+    }
+
     /// Makes a file that has a durable header and a durable name.
     fn begin(env: &Env, dir: PathBuf, header: FileHeader) -> Result<Core> {
         let path = dir.join(file_name(header.number));

@@ -110,6 +110,9 @@ pub struct Record {
     pub crc: u32,
     /// The stored bytes.
     pub payload: Bytes,
+    /// When it was written to the log, in milliseconds since 1970; 0 before that, and where an
+    /// earlier build wrote it.
+    pub written_ms: u64,
 }
 
 /// Payloads below this size are not worth compressing.
@@ -186,7 +189,7 @@ fn encode_with(
     let stored = if compressed { &packed[..packed_len] } else { raw.as_slice() };
     let payload = Bytes::copy_from_slice(stored);
     let crc = crc32c::crc32c(&payload);
-    Ok(Record { table, schema_version, raw_len, compressed, crc, payload })
+    Ok(Record { table, schema_version, raw_len, compressed, crc, payload, written_ms: 0 })
 }
 
 /// Compresses into the scratch space; gives the raw length where that does not help.

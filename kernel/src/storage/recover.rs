@@ -25,6 +25,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
 use crate::storage::committer::{Committer, Habits};
 use crate::storage::components::Components;
+use crate::storage::journal::kept::Keep;
 use crate::storage::journal::local::LocalLog;
 use crate::storage::journal::{Drive, Limits};
 use crate::storage::log::{DurableLog, Record};
@@ -80,11 +81,12 @@ pub(super) fn open(
     let tables = Arc::new(Tables::new(files.clone()));
     let log = LocalLog::new(env.clone(), root.join("wal"), limits(settings), drive, poison.clone());
     let log_files = log.files(PartitionId::ONLY);
+    let keep = Keep::of(&settings.journal)?;
     let observer = {
         let (env, tables, log_files) = (env.clone(), tables.clone(), log_files.clone());
         Box::new(move |before: &Snapshot, after: &Arc<Snapshot>| {
             tables.follow(before, after);
-            trim_log(&env, &log_files, after);
+            trim_log(&env, &log_files, after, keep);
         })
     };
     let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
@@ -108,7 +110,7 @@ pub(super) fn open(
     collect::sweep(&env, &root, &committer.head())?;
     let components = Components::new(env.disk.clone(), &root);
     components.sweep(&committer.head())?;
-    trim_log(&env, &log_files, &committer.head());
+    trim_log(&env, &log_files, &committer.head(), keep);
     tracing::info!(
         folder = %root.display(),
         version = committer.head().version.0,
@@ -127,6 +129,7 @@ pub(super) fn open(
         committer,
         journal,
         log_files,
+        keep,
         tables,
         target,
         poison,

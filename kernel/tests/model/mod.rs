@@ -184,6 +184,10 @@ impl Run {
         let mut settings = Settings::default();
         settings.journal.file_bytes = 2048 + dice.below(6000);
         settings.journal.replay_bytes = [1, 2000, 1 << 30][dice.below(3) as usize];
+        if !seed.is_multiple_of(4) {
+            settings.journal.retention = "1h".to_owned();
+            settings.journal.retention_bytes = [0, 4096, 1 << 30][seed as usize % 3];
+        }
         settings.compaction.grace_ms = 1000;
         settings.compaction.min_segments = 2;
         Run {

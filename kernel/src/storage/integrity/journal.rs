@@ -323,7 +323,14 @@ impl Walk<'_> {
         let before_next = before_next.filter(|_| next.is_some_and(|next| next.first == Seq(1)));
         let partition = PartitionId::ONLY;
         let epoch = epoch.or(newest).or(before_next)?;
-        reader.assume(FileHeader { partition, epoch, number, first, previous_len: 0 });
+        reader.assume(FileHeader {
+            partition,
+            epoch,
+            number,
+            first,
+            previous_len: 0,
+            before: (Epoch(0), Seq(0)),
+        });
         Some(reader)
     }
 

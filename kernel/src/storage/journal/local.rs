@@ -3,6 +3,8 @@
 //! Opening a partition for writing first reads what is there. A file without records is
 //! removed; records that were not known to be durable are copied into a file of their own;
 //! only then does the new epoch's file begin. No file is ever changed after its writer ended.
+//! What is kept of earlier files as history lies in a folder of its own
+//! ([`kept`](crate::storage::journal::kept)) and is not read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq};
 use crate::storage::frame::{End, FILE_HEADER, FileHeader, FileReader, frame_header};
 use crate::storage::journal::files::{FileInfo, Files};
+use crate::storage::journal::kept::{Keep, Kept};
 use crate::storage::journal::{Drive, Journal, Limits, file_name};
 use crate::storage::log::{DurableLog, GroupStream, LogWriter, StoredGroup};
 use crate::storage::poison::Poison;
@@ -40,6 +43,13 @@ struct Known {
 struct Scanned {
     files: Vec<(FileInfo, Tail)>,
     epoch: Epoch,
+}
+
+/// The files with which an owner begins.
+struct Settled {
+    files: Vec<FileInfo>,
+    /// The last record of the owner before.
+    before: (Epoch, Seq),
 }
 
 /// How a file ends.
@@ -84,8 +94,8 @@ impl LocalLog {
             .create_dir_all(&dir)
             .map_err(|error| Error::io(format_args!("create folder {}", dir.display()), error))?;
         let files = self.files(partition);
-        let kept = self.settle(&dir, scanned)?;
-        kept.into_iter().for_each(|info| files.seal(info));
+        let settled = self.settle(&dir, scanned)?;
+        files.begin(settled.files, settled.before, Kept::load(&self.env, &dir)?);
         let journal = Journal::start(
             &self.env,
             dir,
@@ -120,13 +130,15 @@ impl LocalLog {
     }
 
     /// Gives the files that count, all of them durable to the length they are noted with.
-    fn settle(&self, dir: &Path, scanned: Scanned) -> Result<Vec<FileInfo>> {
+    fn settle(&self, dir: &Path, scanned: Scanned) -> Result<Settled> {
         let mut files = scanned.files;
+        let mut before = (Epoch(0), Seq(0));
         self.remove_unfinished(dir)?;
         // Files that came to nothing: the last ones only, so that no number is missing.
-        while let Some((last, _)) =
+        while let Some((last, tail)) =
             files.pop_if(|(last, tail)| tail.header.is_none() || last.tables.is_empty())
         {
+            before = tail.header.map_or(before, |header| header.before);
             self.remove(dir, &last.path)?;
         }
         let newest = files.last().cloned();
@@ -134,7 +146,8 @@ impl LocalLog {
             .into_iter()
             .map(|(info, tail)| FileInfo { bytes: tail.durable, ..info })
             .collect();
-        let Some((last, tail)) = newest else { return Ok(kept) };
+        let Some((last, tail)) = newest else { return Ok(Settled { files: kept, before }) };
+        before = (last.last.epoch, last.last.seq);
         if tail.torn {
             tracing::warn!(
                 file = %last.path.display(),
@@ -145,7 +158,7 @@ impl LocalLog {
         if let Some(header) = tail.header.filter(|_| tail.end > tail.durable) {
             kept.push(self.copy_tail(dir, &last.path, &header, &tail)?);
         }
-        Ok(kept)
+        Ok(Settled { files: kept, before })
     }
 
     /// Copies the groups behind the durable part of a file into the next file, which gets its
@@ -172,16 +185,19 @@ impl LocalLog {
             }
             if info.tables.is_empty() {
                 let first = group.first().map(|(position, _)| position.seq).unwrap_or_default();
-                let begin = FileHeader { number, first, previous_len: tail.durable, ..*header };
+                let before = (header.epoch, Seq(first.0.saturating_sub(1)));
+                let previous_len = tail.durable;
+                let begin = FileHeader { number, first, previous_len, before, ..*header };
                 copy.append(&begin.encode()).map_err(failed)?;
             }
             let count = group.len();
             for (index, (position, record)) in group.iter().enumerate() {
                 let mark = FILE_HEADER as u64;
-                let head = frame_header(record, position.seq, index + 1 == count, mark);
+                let last = index + 1 == count;
+                let head = frame_header(record, position.seq, last, mark, record.written_ms);
                 copy.append_all(&[&head, &record.payload]).map_err(failed)?;
                 info.bytes += (head.len() + record.payload.len()) as u64;
-                info.note(record.table, *position);
+                info.note(record.table, *position, record.written_ms);
             }
         }
         let publish = || {
@@ -248,7 +264,7 @@ impl DurableLog for LocalLog {
     }
 
     fn trim(&self, partition: PartitionId, upto: Position) -> Result<()> {
-        self.files(partition).trim(&self.env, upto)?;
+        self.files(partition).trim(&self.env, upto, Keep::NOTHING)?;
         Ok(())
     }
 }
@@ -298,7 +314,7 @@ impl<'log> Reader<'log> {
             };
             if let Some(group) = reader.next_group()? {
                 for (position, record) in &group {
-                    info.note(record.table, *position);
+                    info.note(record.table, *position, record.written_ms);
                 }
                 return Ok(Some(group));
             }

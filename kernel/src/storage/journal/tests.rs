@@ -83,7 +83,15 @@ fn record(name: u64, size: usize) -> Record {
     let payload = Bytes::from(payload);
     let crc = crc32c::crc32c(&payload);
     let raw_len = payload.len() as u32;
-    Record { table: TableId(1), schema_version: 1, raw_len, compressed: false, crc, payload }
+    Record {
+        table: TableId(1),
+        schema_version: 1,
+        raw_len,
+        compressed: false,
+        crc,
+        payload,
+        written_ms: 0,
+    }
 }
 
 #[test]
