@@ -22,6 +22,7 @@ mod status;
 mod stopwatch;
 mod subscribe;
 mod table;
+mod wal;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -60,6 +61,9 @@ enum Command {
     Backup(backup::Arguments),
     /// Make a data folder of a backup
     Restore(restore::Arguments),
+    /// Print what was committed, in order, as it is committed
+    #[command(subcommand)]
+    Wal(wal::Command),
     /// Verify everything in a data folder
     Check(check::Arguments),
     /// Save what can be saved of a damaged data folder
@@ -85,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Wal(command) => wal::run(&command),
         Command::Check(arguments) => return finish(check::run(&arguments)),
         Command::Repair(arguments) => return finish(repair::run(&arguments)),
     };
@@ -115,8 +120,13 @@ fn complain(error: &Error) {
 /// # Errors
 /// Standard output cannot be written for another reason.
 fn print(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print`], for what need not be text.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(Error::io("write to standard output", error)),

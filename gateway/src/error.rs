@@ -41,6 +41,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::QueryNotFound
         | Code::AlertNotFound => StatusCode::NOT_FOUND,
         Code::AlreadyExists | Code::InUse => StatusCode::CONFLICT,
+        Code::Gone => StatusCode::GONE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::TypeConflict | Code::PluginFailed => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -73,6 +74,8 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::FunctionNotFound => "42883",
         Code::SettingNotFound => "42704",
         Code::PluginNotFound | Code::QueryNotFound | Code::AlertNotFound => "42704",
+        // snapshot_too_old
+        Code::Gone => "72000",
         // dependent_objects_still_exist
         Code::InUse => "2BP01",
         // object_not_in_prerequisite_state

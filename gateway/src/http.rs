@@ -19,6 +19,7 @@ pub mod query;
 pub mod respond;
 pub mod serve;
 pub mod statement;
+pub mod wal;
 pub mod write;
 
 use std::sync::Arc;
@@ -33,7 +34,6 @@ use kymo_actors::notify::Feed;
 use kymo_actors::query::AlertRow;
 use kymo_actors::session::Session;
 use kymo_config::Settings;
-use kymo_kernel::Result;
 use kymo_kernel::alert::Matcher;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Clock;
@@ -41,8 +41,11 @@ use kymo_kernel::message::{
     Acked, Ddl, DdlDone, Outcome, PluginCommand, PluginDone, Query, SessionContext, Statement,
     Write,
 };
+use kymo_kernel::schema::TableName;
+use kymo_kernel::storage::changes::{self, Changes};
 use kymo_kernel::storage::components::Staged;
 use kymo_kernel::storage::meta::Snapshot;
+use kymo_kernel::{Code, Error, Result};
 use serde_json::Value;
 
 use crate::auth::Authenticator;
@@ -94,6 +97,13 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// There is no store to back up.
     fn backups(&self) -> Result<Backups>;
+    /// Reads the journal as a feed: of one table, or of all.
+    ///
+    /// # Errors
+    /// There is no journal to read, and those of [`Changes::open`].
+    fn changes(&self, _table: Option<&TableName>, _from: changes::From) -> Result<Changes> {
+        Err(Error::new(Code::Unsupported, "there is no journal to read"))
+    }
     /// What goes on inside, for `/stats`.
     fn status(&self) -> Value;
     /// Metrics in Prometheus' text format.
@@ -195,6 +205,7 @@ pub fn router(app: App) -> Router {
         )
         .route("/api/v1/plugins/{name}/versions", get(plugins::versions))
         .route("/api/v1/plugins/{name}/{action}", post(plugins::act))
+        .route("/api/v1/wal", get(wal::tail))
         .route("/api/v1/backups", post(backup::begin))
         .route("/api/v1/backups/{number}", delete(backup::end))
         .route("/api/v1/backups/{number}/object", get(backup::object))

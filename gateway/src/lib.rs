@@ -18,6 +18,8 @@
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
+pub mod changes;
+#[cfg(feature = "server")]
 pub mod cli;
 pub mod columns;
 #[cfg(feature = "server")]

@@ -21,6 +21,7 @@ use kymo_kernel::message::{
     SessionContext, Statement, Write,
 };
 use kymo_kernel::schema::{TableDef, TableName};
+use kymo_kernel::storage::changes::{self, Changes};
 use kymo_kernel::storage::components::Staged;
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::user::User;
@@ -89,6 +90,10 @@ impl http::Backend for System {
 
     fn backups(&self) -> Result<Backups> {
         Ok(System::backups(self).clone())
+    }
+
+    fn changes(&self, table: Option<&TableName>, from: changes::From) -> Result<Changes> {
+        Changes::open(self.engine().store().clone(), table, from)
     }
 
     fn status(&self) -> Value {

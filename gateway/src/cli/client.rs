@@ -192,6 +192,17 @@ impl Client {
             .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
     }
 
+    /// Reads the journal; what was committed streams in.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn tail(&self, parameters: &[(&str, &str)]) -> Result<Response> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let query = query.extend_pairs(parameters).finish();
+        let url = format!("{}/api/v1/wal?{query}", self.url);
+        self.accepted(self.authorize(self.http.get(url)).call())
+    }
+
     /// Begins a backup; its number and what is in it.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// The pattern of a path.
 #[must_use]
 pub fn route_label(path: &str) -> &'static str {
-    const KNOWN: [&str; 19] = [
+    const KNOWN: [&str; 20] = [
         "/",
         "/health",
         "/ping",
@@ -29,6 +29,7 @@ pub fn route_label(path: &str) -> &'static str {
         "/api/v1/plugins",
         "/api/v1/subscribe",
         "/api/v1/backups",
+        "/api/v1/wal",
     ];
     match KNOWN.into_iter().find(|known| *known == path) {
         Some(known) => known,
