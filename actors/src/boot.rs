@@ -24,7 +24,7 @@ use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::PluginHost;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use alerts::Alerts;
 use answers::Answers;
@@ -387,11 +387,21 @@ impl System {
         });
         if self.0.settings.shutdown.flush {
             let engine = self.0.engine.clone();
-            plan.on(
-                Phase::Flush,
-                "memtables",
-                move || async move { engine.writers().flush().await },
-            );
+            let clock = self.0.env.clock.clone();
+            let most = Budgets::of(&self.0.settings).get(Phase::Flush).mul_f64(0.9);
+            plan.on(Phase::Flush, "memtables", move || async move {
+                // What does not come into segments is in the journal: the next start takes longer
+                // and nothing is lost.
+                tokio::select! {
+                    flushed = engine.writers().flush() => if let Err(error) = flushed {
+                        warn!(%error, "rows in memory stay in the journal, for the next start");
+                    },
+                    () = clock.sleep(most) => {
+                        warn!("no time to flush all rows in memory: the rest stays in the journal");
+                    }
+                }
+                Ok(())
+            });
         }
         let (engine, answers) = (self.0.engine.clone(), self.0.answers.clone());
         let plugins = self.0.plugins.clone();
@@ -448,6 +458,9 @@ fn open_store(
                 records = progress.records,
                 rows = progress.rows,
                 flushes = progress.flushes,
+                bytes = progress.bytes,
+                total_bytes = progress.total_bytes,
+                percent = progress.bytes * 100 / progress.total_bytes.max(1),
                 "replaying the log"
             );
         })?

@@ -571,7 +571,7 @@ section! {
         writes_ms: u64 = 5000,
         /// Time for background jobs to end.
         background_ms: u64 = 5000,
-        /// Whether rows in memory are flushed; the journal holds them anyway.
-        flush: bool = false,
+        /// Whether rows in memory are flushed, so that the next start replays nothing.
+        flush: bool = true,
     }
 }

@@ -458,6 +458,15 @@ impl Snapshot {
     /// `database_not_found` where a name is taken or missing, `fenced` where the author's
     /// epoch is not the current one.
     pub fn apply(&self, edit: &Edit) -> Result<Snapshot> {
+        self.clone().replay(edit)
+    }
+
+    /// As [`Snapshot::apply`], in place: nothing that nobody else has is copied, so that reading
+    /// back many edits takes as long as they are, not as there are segments.
+    ///
+    /// # Errors
+    /// As [`Snapshot::apply`].
+    pub fn replay(mut self, edit: &Edit) -> Result<Snapshot> {
         let current = self.epoch(edit.by.partition);
         if edit.by.epoch < current {
             return Err(Error::new(
@@ -468,11 +477,10 @@ impl Snapshot {
                 ),
             ));
         }
-        let mut next = self.clone();
         for op in &edit.ops {
-            next.apply_op(op)?;
+            self.apply_op(op)?;
         }
-        Ok(next)
+        Ok(self)
     }
 
     fn apply_op(&mut self, op: &Op) -> Result<()> {

@@ -159,7 +159,7 @@ impl MetaLog for LocalMetaLog {
         for (version, edits) in self.tail(snapshot.version)? {
             for edit in &edits {
                 snapshot = snapshot
-                    .apply(edit)
+                    .replay(edit)
                     .map_err(|error| error.context(format_args!("replay metadata {version}")))?;
             }
             snapshot.version = version;

@@ -25,6 +25,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
 use crate::storage::committer::{Committer, Habits};
 use crate::storage::components::Components;
+use crate::storage::frame::FRAME_HEADER;
 use crate::storage::journal::kept::Keep;
 use crate::storage::journal::local::LocalLog;
 use crate::storage::journal::{Drive, Limits};
@@ -46,10 +47,14 @@ pub struct Progress {
     pub rows: u64,
     /// Flushes that made room for more.
     pub flushes: u64,
+    /// Bytes of the log that were read.
+    pub bytes: u64,
+    /// Bytes of the log.
+    pub total_bytes: u64,
 }
 
-/// Records between two reports of progress.
-const REPORT_EVERY: u64 = 10_000;
+/// Time between two reports of progress.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Metadata versions between two checkpoints. Runs of a simulation are short and should meet
 /// some all the same.
@@ -239,14 +244,21 @@ impl<'a> Replay<'a> {
     }
 
     fn run(&mut self, log: &LocalLog, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        self.done.total_bytes = log.bytes(PartitionId::ONLY)?;
+        let clock = &self.target.env.clock;
+        let mut reported = clock.monotonic();
         for group in log.read(PartitionId::ONLY, Position::default())? {
             for (position, record) in group? {
+                self.done.bytes += (FRAME_HEADER + record.payload.len()) as u64;
                 self.apply(position, &record)?;
-                if self.done.records.is_multiple_of(REPORT_EVERY) {
-                    progress(self.done);
-                }
+            }
+            let now = clock.monotonic();
+            if now.saturating_sub(reported) >= REPORT_EVERY {
+                reported = now;
+                progress(self.done);
             }
         }
+        self.done.bytes = self.done.total_bytes;
         progress(self.done);
         Ok(())
     }

@@ -115,6 +115,21 @@ impl LocalLog {
         self.partitions.lock().entry(partition).or_default().files.clone()
     }
 
+    /// Bytes of the files that [`DurableLog::read`] reads.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn bytes(&self, partition: PartitionId) -> Result<u64> {
+        let mut bytes = 0;
+        for (_, path) in list(&self.env, &self.dir(partition))? {
+            let length = self.open_file(&path)?.len();
+            bytes += length.map_err(|error| {
+                Error::io(format_args!("read log file {}", path.display()), error)
+            })?;
+        }
+        Ok(bytes)
+    }
+
     fn dir(&self, partition: PartitionId) -> PathBuf {
         self.root.join(partition.to_string())
     }
