@@ -18,7 +18,9 @@ use kymo_kernel::ids::{SegmentId, TableId, TimeRange};
 use kymo_kernel::message::{Delete, Deleted, Doomed};
 use kymo_kernel::observe;
 use kymo_kernel::pools::Pools;
+use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::compact::Reason;
 use kymo_kernel::storage::delete::{self, Part, RowSet, parts, settled};
 use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::storage::segment::TagFilter;
@@ -27,6 +29,7 @@ use kymo_kernel::{Code, Error, Result};
 use serde_json::json;
 use tracing::{debug, info, warn};
 
+use crate::compactor::history::{self, Entry, History};
 use crate::writer::{Freeze, Replaced, Writers};
 
 /// The actor.
@@ -39,6 +42,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// Ends what runs, with the process.
     stop: CancelToken,
+    history: Arc<History>,
 }
 
 /// The rows of a part that go; `None` for all of them.
@@ -53,8 +57,9 @@ impl Deleter {
         pools: Pools,
         clock: Arc<dyn Clock>,
         stop: CancelToken,
+        history: Arc<History>,
     ) -> Self {
-        Deleter(Arc::new(Shared { store, writers, pools, clock, stop }))
+        Deleter(Arc::new(Shared { store, writers, pools, clock, stop, history }))
     }
 }
 
@@ -108,8 +113,19 @@ impl Shared {
         let reach = chosen.iter().map(|(part, _)| part.time());
         let reach = reach.reduce(|all, each| all.union(&each)).unwrap_or(TimeRange::ALL);
         let inputs: Vec<SegmentId> = chosen.iter().flat_map(|(part, _)| part.ids()).collect();
-        let outputs = self.rewrite(chosen, cancel.clone()).await?;
-        self.commit(table, &inputs, &outputs).await?;
+        let entry = self.begin(&def.name, &chosen);
+        let written = async {
+            let outputs = self.rewrite(chosen, cancel.clone()).await?;
+            self.commit(table, &inputs, &outputs).await.map(|()| outputs)
+        };
+        let outputs = match written.await {
+            Ok(outputs) => outputs,
+            Err(error) => {
+                entry.failed(&error);
+                return Err(error);
+            }
+        };
+        let _ = entry.done(history::Result::of(&outputs, gone));
         let (before, after) = (inputs.len(), outputs.len());
         let outputs = outputs.into_iter().map(Arc::new).collect();
         let deleted = Some(clip(reach, times));
@@ -121,6 +137,17 @@ impl Shared {
             ms = took.as_millis(), "deleted rows"
         );
         Ok(Deleted { rows: gone, position: Some(position) })
+    }
+
+    /// Notes that the segments of some parts are about to go.
+    fn begin(&self, table: &TableName, chosen: &[Chosen]) -> Entry {
+        let segments = || chosen.iter().flat_map(|(part, _)| part.segments());
+        let bytes = segments().map(|meta| meta.bytes).sum();
+        let rows = segments().map(|meta| meta.rows).sum();
+        let level = segments().map(|meta| meta.level).max().unwrap_or_default();
+        let inputs = (segments().count() as u64, bytes, rows);
+        let window = chosen.iter().map(|(part, _)| part.window()).min();
+        self.history.begin(Reason::Deleted, table, window, level.saturating_add(1), inputs)
     }
 
     /// The parts with rows that go, and how many there are.

@@ -11,7 +11,7 @@ use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::env::Env;
-use kymo_kernel::message::{Ddl, Delete, Durability, Write, WriteOwn};
+use kymo_kernel::message::{Compact, Ddl, Delete, Durability, Write, WriteOwn};
 use kymo_kernel::pools::{Group, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use crate::catalog::{self, Catalog};
 use crate::cluster::{Membership, Router, SingleNode};
 use crate::compactor::Compactor;
+use crate::compactor::history::History;
 use crate::deleter::Deleter;
 use crate::feed::{FeedActor, Hub, Publisher};
 use crate::flusher::Flusher;
@@ -36,6 +37,8 @@ use crate::writer::{self, Writers};
 const DDL_COUNT: usize = 64;
 /// Deletions that may run or wait for their tables.
 const DELETES: usize = 256;
+/// Compactions that may be asked for at a time.
+const COMPACTIONS: usize = 64;
 /// Time that a change of definitions waits for its turn.
 const DDL_WAIT: Duration = Duration::from_secs(10);
 /// Messages that may wait for one actor beside the bytes that bound it.
@@ -55,6 +58,8 @@ struct Inner {
     write_own: Port<WriteOwn>,
     ddl: Port<Ddl>,
     delete: Port<Delete>,
+    compact: Port<Compact>,
+    history: Arc<History>,
     stop_deletions: CancelToken,
     transforms: Transforms,
     running: Mutex<Option<Actors>>,
@@ -63,6 +68,9 @@ struct Inner {
 
 /// Those that work on their own account.
 type Background = (Running<Compactor>, Running<Keeper>, Running<Retention>);
+
+/// What those who exchange segments share.
+type Exchange = (Arc<Store>, Writers, Arc<History>);
 
 /// Actors live as long as these handles.
 type Actors = (Running<FeedActor>, Running<Catalog>, Running<Ingest>, Running<Deleter>);
@@ -114,12 +122,15 @@ impl Engine {
         let ingest = start_ingest(supervisor, context, transforms.clone());
         let write = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
         let stop_deletions = CancelToken::new();
-        let deleter = start_deleter(supervisor, env, &store, &writers, &stop_deletions);
+        let history = History::new(env.clock.clone(), settings.compaction.history);
+        let context = (store.clone(), writers.clone(), history.clone());
+        let deleter = start_deleter(supervisor, env, &context, &stop_deletions);
         let delete = deleter.port(Budget { wait: DDL_WAIT, ..Budget::count(DELETES) });
         let write_own = ingest.port(Budget::bytes(MESSAGES, settings.ingest.queue_bytes, wait));
-        let compactor = start_compactor(supervisor, settings, &store, &writers, pools);
+        let compactor = start_compactor(supervisor, settings, env, &context);
+        let compact = compactor.port(Budget { wait: DDL_WAIT, ..Budget::count(COMPACTIONS) });
         let keeper = start_keeper(supervisor, settings, &store, &writers);
-        let retention = start_retention(supervisor, settings, &store, &writers);
+        let retention = start_retention(supervisor, settings, &context);
         Ok(Engine(Arc::new(Inner {
             store,
             writers,
@@ -130,6 +141,8 @@ impl Engine {
             write_own,
             ddl,
             delete,
+            compact,
+            history,
             stop_deletions,
             transforms,
             running: Mutex::new(Some((feed, catalog, ingest, deleter))),
@@ -159,6 +172,18 @@ impl Engine {
     #[must_use]
     pub fn delete(&self) -> &Port<Delete> {
         &self.0.delete
+    }
+
+    /// Where merges are asked for.
+    #[must_use]
+    pub fn compact(&self) -> &Port<Compact> {
+        &self.0.compact
+    }
+
+    /// The exchanges of segments that run and that ended lately.
+    #[must_use]
+    pub fn history(&self) -> &Arc<History> {
+        &self.0.history
     }
 
     /// The store.
@@ -286,45 +311,47 @@ fn start_ingest(
 fn start_deleter(
     supervisor: &Supervisor,
     env: &Env,
-    store: &Arc<Store>,
-    writers: &Writers,
+    context: &Exchange,
     stop: &CancelToken,
 ) -> Running<Deleter> {
-    let (store, writers, stop) = (store.clone(), writers.clone(), stop.clone());
+    let (context, stop) = (context.clone(), stop.clone());
     let (pools, clock) = (supervisor.pools().clone(), env.clock.clone());
     let spec = Spec::new("deleter", "deleter").restart(Restart::STATELESS);
     supervisor.start(spec, move || {
-        let (store, writers, pools) = (store.clone(), writers.clone(), pools.clone());
-        Deleter::new(store, writers, pools, clock.clone(), stop.clone())
+        let ((store, writers, history), pools) = (context.clone(), pools.clone());
+        Deleter::new(store, writers, pools, clock.clone(), stop.clone(), history)
     })
 }
 
 fn start_compactor(
     supervisor: &Supervisor,
     settings: &Settings,
-    store: &Arc<Store>,
-    writers: &Writers,
-    pools: &Pools,
+    env: &Env,
+    context: &Exchange,
 ) -> Running<Compactor> {
-    let (store, writers) = (store.clone(), writers.clone());
-    let compaction = settings.compaction.clone();
+    let (context, compaction) = (context.clone(), settings.compaction.clone());
+    let (pools, clock) = (supervisor.pools().clone(), env.clock.clone());
     let places = pools.sizes().background;
     let spec = Spec::new("compactor", "compactor").restart(Restart::BACKGROUND);
     supervisor.start(spec, move || {
-        Compactor::new(store.clone(), writers.clone(), compaction.clone(), places)
+        let ((store, writers, history), settings) = (context.clone(), compaction.clone());
+        let surroundings = (pools.clone(), clock.clone());
+        Compactor::new(store, writers, settings, places, surroundings, history)
     })
 }
 
 fn start_retention(
     supervisor: &Supervisor,
     settings: &Settings,
-    store: &Arc<Store>,
-    writers: &Writers,
+    context: &Exchange,
 ) -> Running<Retention> {
-    let (store, writers) = (store.clone(), writers.clone());
+    let context = context.clone();
     let interval = Duration::from_millis(settings.retention.interval_ms.max(1));
     let spec = Spec::new("retention", "retention").restart(Restart::BACKGROUND);
-    supervisor.start(spec, move || Retention::new(store.clone(), writers.clone(), interval))
+    supervisor.start(spec, move || {
+        let (store, writers, history) = context.clone();
+        Retention::new(store, writers, interval, history)
+    })
 }
 
 fn start_keeper(

@@ -8,6 +8,7 @@ mod alert;
 mod allow;
 mod analyze;
 mod build;
+mod call;
 mod catalog;
 mod command;
 mod context;
@@ -55,7 +56,7 @@ use kymo_kernel::continuous::ContinuousDef;
 use kymo_kernel::env::Env;
 use kymo_kernel::ids::{TableId, TimeRange};
 use kymo_kernel::message::{
-    Acked, AlertCommand, AlertDone, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse,
+    Acked, AlertCommand, AlertDone, Compact, Ddl, DdlDone, Delete, Deleted, Follow, Keep, Parse,
     PluginCommand, PluginDone, Prepare, Query, Write,
 };
 use kymo_kernel::pools::{Pool, Pools};
@@ -112,6 +113,8 @@ pub trait Changes: Send + Sync + 'static {
     ) -> Result<mpsc::Receiver<Result<Progress>>>;
     /// Removes rows.
     fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>>;
+    /// Merges segments.
+    fn compact(&self, compact: Compact) -> BoxFuture<'static, Result<()>>;
 }
 
 /// [`Changes`] through the ports of the catalog and of ingest.
@@ -122,6 +125,8 @@ pub struct Ports {
     pub write: Port<Write>,
     /// To the deleter.
     pub delete: Port<Delete>,
+    /// To the compactor.
+    pub compact: Port<Compact>,
     /// The continuous queries that run, where they do.
     pub continuous: Option<Arc<Registry>>,
     /// To the plugin manager, where there is one.
@@ -181,6 +186,11 @@ impl Changes for Ports {
     fn delete(&self, delete: Delete) -> BoxFuture<'static, Result<Deleted>> {
         let port = self.delete.clone();
         Box::pin(async move { port.call(delete).await })
+    }
+
+    fn compact(&self, compact: Compact) -> BoxFuture<'static, Result<()>> {
+        let port = self.compact.clone();
+        Box::pin(async move { port.call(compact).await })
     }
 }
 

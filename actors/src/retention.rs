@@ -15,6 +15,7 @@ use kymo_kernel::ids::TableId;
 use kymo_kernel::observe;
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::compact::Reason;
 use kymo_kernel::storage::expire::{self, Expired};
 use kymo_kernel::storage::meta::Op;
 use kymo_kernel::storage::meta::retention::expired_upto;
@@ -22,6 +23,7 @@ use kymo_kernel::{Code, Result};
 use serde_json::json;
 use tracing::{info, warn};
 
+use crate::compactor::history::{self, History};
 use crate::writer::{Replaced, Writers};
 
 /// The actor.
@@ -32,20 +34,27 @@ pub struct Retention {
     looking: bool,
     rows: u64,
     segments: u64,
+    history: Arc<History>,
 }
 
 impl Retention {
     /// An actor that looks at an interval.
     #[must_use]
-    pub fn new(store: Arc<Store>, writers: Writers, interval: Duration) -> Self {
-        Retention { store, writers, interval, looking: false, rows: 0, segments: 0 }
+    pub fn new(
+        store: Arc<Store>,
+        writers: Writers,
+        interval: Duration,
+        history: Arc<History>,
+    ) -> Self {
+        Retention { store, writers, interval, looking: false, rows: 0, segments: 0, history }
     }
 
     fn look(&mut self, cx: &mut Cx<Self>) {
         if std::mem::replace(&mut self.looking, true) {
             return;
         }
-        let look = look(self.store.clone(), self.writers.clone(), cx.clock().clone());
+        let context = (self.store.clone(), self.writers.clone(), self.history.clone());
+        let look = look(context, cx.clock().clone());
         cx.then(look, |retention, gone, _| {
             retention.looking = false;
             retention.rows += gone.rows;
@@ -68,14 +77,18 @@ impl Actor for Retention {
     }
 }
 
+/// What a look works on.
+type Context = (Arc<Store>, Writers, Arc<History>);
+
 /// One look at all tables; what went.
-async fn look(store: Arc<Store>, writers: Writers, clock: Arc<dyn Clock>) -> Expired {
+async fn look(context: Context, clock: Arc<dyn Clock>) -> Expired {
+    let (store, _, _) = &context;
     let catalog = store.catalog();
     let mut gone = Expired::default();
     for (id, table) in catalog.tables.iter() {
         let Some(retention_ns) = catalog.retention_ns(&table.def.name) else { continue };
         let edge = expired_upto(retention_ns, clock.now_ns());
-        match drop_expired(&store, &writers, *id, &table.def, retention_ns, edge).await {
+        match drop_expired(&context, *id, &table.def, retention_ns, edge).await {
             Ok(expired) => {
                 gone.rows += expired.rows;
                 gone.bytes += expired.bytes;
@@ -90,8 +103,7 @@ async fn look(store: Arc<Store>, writers: Writers, clock: Arc<dyn Clock>) -> Exp
 }
 
 async fn drop_expired(
-    store: &Store,
-    writers: &Writers,
+    (store, writers, history): &Context,
     table: TableId,
     def: &TableDef,
     retention_ns: i64,
@@ -104,8 +116,15 @@ async fn drop_expired(
     // Who has the turn may be about to exchange these very segments: the next look comes.
     let Some(_turn) = writers.turns().try_take(table) else { return Ok(Expired::default()) };
     let expired = expire::whole(&cell.load(), edge);
+    let inputs = (expired.segments.len() as u64, expired.bytes, expired.rows);
+    let entry = history.begin(Reason::Retention, &def.name, None, 0, inputs);
     let (inputs, outputs) = (expired.segments.clone(), Vec::new());
-    store.commit_async(vec![Op::Expire { table, inputs, outputs, retention_ns }]).await?;
+    let op = Op::Expire { table, inputs, outputs, retention_ns };
+    if let Err(error) = store.commit_async(vec![op]).await {
+        entry.failed(&error);
+        return Err(error);
+    }
+    let _ = entry.done(history::Result::of(&[], expired.rows));
     let (inputs, outputs) = (expired.segments.clone(), Vec::new());
     writers.ports(def)?.replaced.call(Replaced { inputs, outputs, deleted: None }).await?;
     note(&expired);

@@ -250,6 +250,8 @@ section! {
         quiet_ms: u64 = 600_000,
         /// Age at which files that nothing names any more are deleted.
         grace_ms: u64 = 60_000,
+        /// Ended exchanges of segments that `system.compactions` shows.
+        history: usize = 256,
     }
 }
 

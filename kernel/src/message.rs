@@ -24,6 +24,7 @@ use crate::storage::log::Record;
 use crate::user::User;
 
 mod alerts;
+mod compact;
 mod continuous;
 mod deletes;
 mod live;
@@ -32,6 +33,7 @@ mod plugins;
 pub use alerts::{
     AlertCommand, AlertDdl, AlertDone, AlertStatus, Inbox, Labels, Notification, Outlet,
 };
+pub use compact::{Compact, Compaction, Stage};
 pub use continuous::ContinuousDdl;
 pub use deletes::{Choose, Delete, Deleted, Doomed};
 pub use live::{

@@ -8,7 +8,7 @@ use kymo_config::Settings;
 use kymo_kernel::Result;
 use kymo_kernel::env::{Clock, Env};
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Follow, Keep};
+use kymo_kernel::message::{Compaction, Follow, Keep};
 use kymo_kernel::pools::Pools;
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use super::alerts::Alerts;
 use super::plugins::Plugins;
 use crate::alert::Context;
+use crate::compactor::history::History;
 use crate::continuous;
 use crate::engine::Engine;
 use crate::ingest::transform::{Attached, Counts, Transforms};
@@ -68,6 +69,7 @@ impl Answers {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
             delete: engine.delete().clone(),
+            compact: engine.compact().clone(),
             continuous: Some(continuous.clone()),
             plugins: Some(plugins.commands.clone()),
             alerts: Some(alerts.commands.clone()),
@@ -77,6 +79,7 @@ impl Answers {
             supervisor: supervisor.clone(),
             plugins: plugins.host.clone(),
             transforms: engine.transforms().clone(),
+            history: engine.history().clone(),
             subscriptions: subscriptions.clone(),
             continuous: continuous.clone(),
             alerts: alerts.context.clone(),
@@ -155,6 +158,7 @@ struct Insight {
     supervisor: Supervisor,
     plugins: Option<Arc<PluginHost>>,
     transforms: Transforms,
+    history: Arc<History>,
     subscriptions: Arc<Registry>,
     continuous: Arc<continuous::Registry>,
     alerts: Context,
@@ -220,6 +224,10 @@ impl Inspect for Insight {
 
     fn alert_channels(&self) -> Vec<ChannelRow> {
         self.channels.rows()
+    }
+
+    fn compactions(&self) -> Vec<Compaction> {
+        self.history.all()
     }
 
     fn plugins(&self) -> Vec<PluginRow> {

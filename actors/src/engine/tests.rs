@@ -282,6 +282,48 @@ fn small_segments_are_merged_and_keep_their_rows() {
 }
 
 #[test]
+fn a_damaged_window_holds_up_no_other() {
+    let mut world = World::new(16);
+    world.settings.compaction.min_segments = 2;
+    world.settings.compaction.quiet_ms = 1000;
+    world.run(async {
+        let life = world.open();
+        let mem = TableName::new("kymo", "mem");
+        let week = 7 * 86_400_000_000_000;
+        for round in 0..4 {
+            let points = [("a", round, 1.0), ("a", week + round, 1.0)];
+            life.write(rows(&cpu(), &points)).await.unwrap();
+            life.write(rows(&mem, &points)).await.unwrap();
+            life.engine.writers().flush().await.unwrap();
+            if round == 0 {
+                let version = life.version(&cpu());
+                let mut metas = version.segments.iter().map(|each| each.meta());
+                let first = metas.find(|meta| meta.time.first < week).unwrap();
+                let damaged = std::path::Path::new("/data").join(&first.path);
+                world.sim.disk.flip_bit(&damaged, 8, 1).unwrap();
+            }
+        }
+        let count = |table: &TableName, first: bool| {
+            let version = life.version(table);
+            let here =
+                version.segments.iter().filter(|each| (each.meta().time.first < week) == first);
+            here.count()
+        };
+        wait_until(&world, || {
+            count(&cpu(), false) == 1 && count(&mem, true) == 1 && count(&mem, false) == 1
+        })
+        .await;
+        assert_eq!(count(&cpu(), true), 4, "what is damaged stays for repair");
+        let failed = |each: &kymo_kernel::message::Compaction| each.error.is_some();
+        wait_until(&world, || life.engine.history().all().iter().any(failed)).await;
+        let history = life.engine.history().all();
+        let failed = history.iter().find(|each| failed(each)).unwrap();
+        assert!(failed.error.as_deref().unwrap().contains("does not verify"), "{failed:?}");
+        assert_eq!((&failed.table, failed.window), (&cpu(), Some(0)));
+    });
+}
+
+#[test]
 fn many_lives_under_one_seed_lose_nothing() {
     for seed in 0..seeds() {
         one_history(seed, &World::new(seed));

@@ -8,6 +8,7 @@ use datafusion::sql::sqlparser::ast;
 use kymo_kernel::Error;
 use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
 
+use super::call::Call;
 use super::continuous::Continuous;
 use super::plugin::Called;
 
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Continuous(Box<Continuous>),
     /// `EXPLAIN ALERT … OVER …`.
     Backtest(Box<Backtest>),
+    /// `CALL compact(…)`.
+    Call(Call),
     /// `RELOAD ALERT RULES`.
     ReloadAlerts,
     /// Accepted and without effect here: `LISTEN`, `UNLISTEN`, `DEALLOCATE` …

@@ -35,8 +35,8 @@ use super::{guc, live};
 use crate::continuous::{Progress, columns};
 
 pub(crate) use statement::Continuous;
-pub(super) use statement::read;
 use statement::{Create, CreatePolicy};
+pub(super) use statement::{Moment, moment, read};
 
 /// The settings of a session that results depend on.
 const SETTINGS: [&str; 1] = ["timezone"];

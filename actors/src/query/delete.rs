@@ -200,8 +200,8 @@ fn only_times(plan: &LogicalPlan, schema: &TableSchema) -> Option<TimeRange> {
     }
 }
 
-/// Stops a deletion that nobody waits for.
-struct CancelOnDrop(CancelToken);
+/// Stops work that nobody waits for.
+pub(super) struct CancelOnDrop(pub(super) CancelToken);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {

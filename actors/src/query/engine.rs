@@ -44,7 +44,7 @@ use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
 use super::stream::{Answer, Rows, once};
 use super::system::{ALERT_FILES, Inspect, Inspector};
-use super::{Changes, Tables, build, continuous, guc, live, params, parse, show, system};
+use super::{Changes, Tables, build, call, continuous, guc, live, params, parse, show, system};
 use crate::alert::backtest;
 
 /// Rows of a query that changes its session: it is held whole.
@@ -273,6 +273,7 @@ impl Engine {
                 (Plan::None, Vec::new(), Some(rows.schema()))
             }
             Command::Backtest(_) => (Plan::None, Vec::new(), Some(backtest::schema())),
+            Command::Call(_) => (Plan::None, Vec::new(), Some(call::answer_schema())),
             Command::ReloadAlerts => (Plan::None, Vec::new(), system::schema(ALERT_FILES)),
             Command::Subscribe(subscribe) if subscribe.explain => {
                 (Plan::None, Vec::new(), Some(live::explanation()))
@@ -355,6 +356,7 @@ impl Engine {
                 Ok(done(&statement.verb))
             }
             Command::Continuous(_) => self.continuous(&statement, &session, &limits).await,
+            Command::Call(wanted) => self.call(wanted, &statement.verb, &session, &limits),
             Command::Set(changes, _) => self.set(&statement.verb, changes),
             Command::ResetAll(verb) => {
                 let names = session.settings.keys().cloned().chain(["schema".to_owned()]);

@@ -19,7 +19,7 @@ use super::command::{Command, Cursor, Define, Parsed, Planned, Retained};
 use super::error::from_parser;
 use super::rewrite::{Applied, Rewriter, catalog_query};
 use super::text::{Lines, position};
-use super::{alert, continuous, ddl, delete, live, manage, utility};
+use super::{alert, call, continuous, ddl, delete, live, manage, utility};
 
 /// Nesting that a statement may have: deeper ones would need more stack than threads have.
 const DEPTH: usize = 64;
@@ -220,6 +220,9 @@ fn command(
     if let Some((verb, command)) = utility::read(parser)? {
         utility::end(parser)?;
         return Ok((verb, command));
+    }
+    if let Some(call) = call::read(parser)? {
+        return Ok(call);
     }
     if let Some(subscription) = live::read(text, offset, tokens, rewriter)? {
         return Ok(subscription);

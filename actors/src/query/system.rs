@@ -18,7 +18,7 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use kymo_config::Settings;
-use kymo_kernel::message::SessionContext;
+use kymo_kernel::message::{Compaction, SessionContext};
 use kymo_kernel::schema::{SYSTEM_SCHEMA, time_type};
 
 use super::Tables;
@@ -30,6 +30,7 @@ use crate::alert::history;
 
 mod alert_files;
 mod channels;
+mod compactions;
 mod continuous;
 mod plugins;
 
@@ -87,6 +88,11 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Rules of files, and files of rules that are refused.
     fn alert_files(&self) -> Vec<AlertFileRow> {
+        Vec::new()
+    }
+
+    /// Exchanges of segments: those under way, then the last ones that ended.
+    fn compactions(&self) -> Vec<Compaction> {
         Vec::new()
     }
 
@@ -585,11 +591,11 @@ fn flatten(name: String, value: &serde_json::Value, found: &mut Vec<(String, Opt
 
 /// Every system table.
 fn all() -> impl Iterator<Item = &'static SystemTable> {
-    TABLES
-        .iter()
-        .chain(plugins::TABLES)
-        .chain(continuous::TABLES)
-        .chain([&alert_files::TABLE, &channels::TABLE])
+    TABLES.iter().chain(plugins::TABLES).chain(continuous::TABLES).chain([
+        &alert_files::TABLE,
+        &channels::TABLE,
+        &compactions::TABLE,
+    ])
 }
 
 /// The names of the system tables.

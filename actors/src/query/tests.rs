@@ -1,6 +1,7 @@
 //! The query actor over a whole write side, on a disk in memory.
 
 mod clients;
+mod compact;
 mod deletes;
 mod dialect;
 mod functions;
@@ -20,7 +21,7 @@ use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::env::{Env, real, sim};
 use kymo_kernel::ids::TableId;
-use kymo_kernel::message::{Outcome, PluginCommand, Runnable};
+use kymo_kernel::message::{Compaction, Outcome, PluginCommand, Runnable};
 use kymo_kernel::pools::{PoolSizes, Pools};
 use kymo_kernel::port::{Budget, Port};
 use kymo_kernel::storage::Store;
@@ -30,7 +31,8 @@ use kymo_kernel::supervise::{Running, Spec, Supervisor};
 use kymo_kernel::{Code, Error, Result};
 use kymo_plugins::{Compiler, PluginHost};
 
-use super::{Ports, QueryActor, QueryService, Tables};
+use super::{Inspect, Ports, QueryActor, QueryService, Tables};
+use crate::compactor::history::History;
 use crate::engine::Engine;
 use crate::kit::{context, texts};
 use crate::plugin_manager::{self, PluginManager};
@@ -45,6 +47,15 @@ struct House {
     plugins: Option<Arc<PluginHost>>,
     manager: Option<(Running<PluginManager>, Port<PluginCommand>)>,
     _running: Running<QueryActor>,
+}
+
+/// What the write side tells about itself.
+struct Told(Arc<History>);
+
+impl Inspect for Told {
+    fn compactions(&self) -> Vec<Compaction> {
+        self.0.all()
+    }
 }
 
 struct Stored(Arc<Store>);
@@ -116,6 +127,7 @@ impl House {
             ddl: engine.ddl().clone(),
             write: engine.write().clone(),
             delete: engine.delete().clone(),
+            compact: engine.compact().clone(),
             continuous: None,
             plugins: manager.as_ref().map(|(_, commands)| commands.clone()),
             alerts: None,
@@ -126,7 +138,7 @@ impl House {
             pools.clone(),
             Arc::new(Stored(store)),
             Arc::new(changes),
-            Arc::new(()),
+            Arc::new(Told(engine.history().clone())),
             plugins.clone(),
         )
         .unwrap();

@@ -64,7 +64,7 @@ pub async fn run(app: &App, identity: &Identity, ask: Ask) -> Result<Outcome> {
 
 /// Whether a statement is known to answer rows before it runs.
 fn answers_rows(verb: &str) -> bool {
-    matches!(verb, "SELECT" | "SHOW" | "EXPLAIN" | "BACKFILL")
+    matches!(verb, "SELECT" | "SHOW" | "EXPLAIN" | "BACKFILL" | "CALL")
 }
 
 fn rows_before_the_last(at: usize) -> Error {

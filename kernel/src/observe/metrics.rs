@@ -118,6 +118,12 @@ families! {
         flush_seconds: Histogram = "kymo_store_flush_seconds" buckets SLOW,
         /// Compactions that were committed.
         compactions: IntCounter = "kymo_store_compactions_total",
+        /// Compactions that failed and will be tried again.
+        compaction_failures: IntCounter = "kymo_store_compaction_failures_total",
+        /// Compactions under way.
+        compactions_running: IntGauge = "kymo_store_compactions_running",
+        /// Rows that compactions left behind because a later write had their tags and time.
+        compaction_overwritten_rows: IntCounter = "kymo_store_compaction_overwritten_rows_total",
         /// Time of a compaction.
         compaction_seconds: Histogram = "kymo_store_compaction_seconds" buckets SLOW,
         /// Bytes read by compactions.

@@ -4,9 +4,13 @@
 //! in the log's order are merged when enough of about one size have gathered, so each row is
 //! rewritten a bounded number of times. A window that nothing was written to for a while is
 //! merged into as few segments as the target size allows, and thoroughly encoded even where
-//! there is but one. Only neighbours are ever merged: a row's newer versions are in later
-//! segments, and that must stay so.
+//! there is but one; [`requested`] does the same for whoever does not want to wait. Only
+//! neighbours are ever merged: a row's newer versions are in later segments, and that must
+//! stay so.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -34,11 +38,42 @@ const MAX_INPUTS: usize = 64;
 /// Rows of a batch while merging.
 const MERGE_ROWS: usize = 8192;
 
+/// Why segments are written again, or go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Enough of about one size had gathered.
+    Size,
+    /// Their window had been quiet for a while.
+    Quiet,
+    /// Somebody asked for it.
+    Requested,
+    /// Rows of them were deleted.
+    Deleted,
+    /// All of their rows had expired.
+    Retention,
+}
+
+impl Reason {
+    /// The reason as one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Size => "size",
+            Reason::Quiet => "quiet",
+            Reason::Requested => "requested",
+            Reason::Deleted => "deleted",
+            Reason::Retention => "retention",
+        }
+    }
+}
+
 /// Segments to merge.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The table.
     pub table: Arc<TableDef>,
+    /// Why.
+    pub reason: Reason,
     /// The start of the time window.
     pub window: i64,
     /// What to merge, oldest first; they hold the rows until the merge is done.
@@ -59,49 +94,112 @@ impl Job {
     pub fn bytes(&self) -> u64 {
         self.inputs.iter().map(|input| input.meta().bytes).sum()
     }
+
+    /// The rows of the inputs, counting each time that a row was written.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.inputs.iter().map(|input| input.meta().rows).sum()
+    }
+
+    /// How many times the rows of what comes out were merged.
+    #[must_use]
+    pub fn level(&self) -> u8 {
+        let levels = self.inputs.iter().map(|input| input.meta().level);
+        levels.max().unwrap_or_default().saturating_add(1)
+    }
+
+    /// What job should go first: that with the most files per byte rewritten, because that is
+    /// what scans gain most from.
+    #[must_use]
+    pub fn compare_use(&self, other: &Job) -> Ordering {
+        let gain = |job: &Job| job.inputs.len() as f64 / job.bytes().max(1) as f64;
+        gain(self).total_cmp(&gain(other))
+    }
 }
 
 /// The most useful merge of a table at the time `now_ns`; `None` where there is none.
 #[must_use]
 pub fn pick(version: &Version, settings: &Settings, now_ns: i64) -> Option<Job> {
+    pick_within(version, settings, now_ns, &|_| true)
+}
+
+/// As [`pick`], in the windows alone that begin at an instant which `open` lets through.
+#[must_use]
+pub fn pick_within(
+    version: &Version,
+    settings: &Settings,
+    now_ns: i64,
+    open: &dyn Fn(i64) -> bool,
+) -> Option<Job> {
     if !settings.enabled {
         return None;
     }
-    let windows = windows(version);
-    let found = windows.iter().filter_map(|(window, segments)| {
+    let windows = windows(version).into_iter().filter(|(window, _)| open(*window));
+    let found = windows.filter_map(|(window, segments)| {
         let sizes: Vec<u64> = segments.iter().map(|segment| segment.meta().bytes).collect();
-        let range = by_size(&sizes, settings).or_else(|| {
-            is_quiet(segments, settings, now_ns).then(|| settle(segments, settings)).flatten()
-        })?;
-        Some(Job {
-            table: version.table.clone(),
-            window: *window,
-            oldest: range.start == 0,
-            inputs: segments[range].to_vec(),
-        })
+        let quiet = || is_quiet(&segments, settings, now_ns);
+        let (reason, range) = match by_size(&sizes, settings) {
+            Some(range) => (Reason::Size, range),
+            None if quiet() => (Reason::Quiet, settle(&segments, settings)?),
+            None => return None,
+        };
+        Some(job(version, reason, window, &segments, range))
     });
-    // The most files per byte rewritten: that is what scans gain most from.
-    found.max_by(|a, b| {
-        let gain = |job: &Job| job.inputs.len() as f64 / job.bytes().max(1) as f64;
-        gain(a).total_cmp(&gain(b))
+    found.max_by(Job::compare_use)
+}
+
+/// What somebody wants merged, whatever the clock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// The times of the windows.
+    pub times: TimeRange,
+    /// Rows after this position stay where they are: else there might be no end.
+    pub upto: Position,
+}
+
+/// The next merge that a wish asks for, oldest window first; `None` where it is fulfilled.
+#[must_use]
+pub fn requested(version: &Version, settings: &Settings, wish: &Wish) -> Option<Job> {
+    windows(version).into_iter().find_map(|(window, mut segments)| {
+        let later = segments.iter().position(|segment| segment.meta().seq_range.1 > wish.upto);
+        segments.truncate(later.unwrap_or(segments.len()));
+        let mut times = segments.iter().map(|segment| segment.meta().time);
+        if !times.any(|time| time.overlaps(&wish.times)) {
+            return None;
+        }
+        let range = settle(&segments, settings)?;
+        Some(job(version, Reason::Requested, window, &segments, range))
     })
+}
+
+fn job(
+    version: &Version,
+    reason: Reason,
+    window: i64,
+    segments: &[Arc<SegmentRef>],
+    range: Range<usize>,
+) -> Job {
+    Job {
+        table: version.table.clone(),
+        reason,
+        window,
+        oldest: range.start == 0,
+        inputs: segments[range].to_vec(),
+    }
 }
 
 /// The segments of each window, oldest rows first. Left out is what is newer than rows that
 /// still wait for their flush: merging around them would change the order of writes.
-fn windows(version: &Version) -> Vec<(i64, Vec<Arc<SegmentRef>>)> {
+fn windows(version: &Version) -> BTreeMap<i64, Vec<Arc<SegmentRef>>> {
     let waiting: Option<Position> = version.frozen.iter().map(|frozen| frozen.span.first).min();
-    let mut windows: Vec<(i64, Vec<Arc<SegmentRef>>)> = Vec::new();
+    let mut windows: BTreeMap<i64, Vec<Arc<SegmentRef>>> = BTreeMap::new();
     for segment in version.segments.iter() {
         let meta = segment.meta();
         if waiting.is_some_and(|first| meta.seq_range.1 >= first) {
             continue;
         }
         let window = window_start(meta.time.first, version.table.options.window_ns);
-        match windows.iter_mut().find(|(known, _)| *known == window) {
-            Some((_, segments)) => segments.push(segment.clone()),
-            None => windows.push((window, vec![segment.clone()])),
-        }
+        windows.entry(window).or_default().push(segment.clone());
     }
     windows
 }
@@ -113,7 +211,7 @@ fn class(bytes: u64) -> u32 {
 /// The first stretch of at least `min_segments` neighbours up to some class, smallest class
 /// first. The largest must be no more than half of it: a row's segment doubles at least with
 /// each rewrite, which bounds how often that happens.
-fn by_size(sizes: &[u64], settings: &Settings) -> Option<std::ops::Range<usize>> {
+fn by_size(sizes: &[u64], settings: &Settings) -> Option<Range<usize>> {
     let mut classes: Vec<u32> = sizes.iter().map(|size| class(*size)).collect();
     classes.sort_unstable();
     classes.dedup();
@@ -129,12 +227,8 @@ fn by_size(sizes: &[u64], settings: &Settings) -> Option<std::ops::Range<usize>>
 }
 
 /// Neighbours that fit, cut where they would exceed the target size together.
-fn stretches(
-    sizes: &[u64],
-    target: u64,
-    fits: impl Fn(usize) -> bool,
-) -> Vec<std::ops::Range<usize>> {
-    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+fn stretches(sizes: &[u64], target: u64, fits: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
     let mut total = 0;
     for at in (0..sizes.len()).filter(|at| fits(*at)) {
         match found.last_mut() {
@@ -162,7 +256,7 @@ fn is_quiet(segments: &[Arc<SegmentRef>], settings: &Settings, now_ns: i64) -> b
 
 /// What is left to do in a quiet window: merge neighbours up to the target size, and encode
 /// thoroughly what a flush wrote.
-fn settle(segments: &[Arc<SegmentRef>], settings: &Settings) -> Option<std::ops::Range<usize>> {
+fn settle(segments: &[Arc<SegmentRef>], settings: &Settings) -> Option<Range<usize>> {
     let sizes: Vec<u64> = segments.iter().map(|segment| segment.meta().bytes).collect();
     let found = stretches(&sizes, settings.target_bytes, |at| {
         sizes[at] < settings.target_bytes || segments[at].meta().level == 0
@@ -247,7 +341,7 @@ fn origin(job: &Job) -> Origin {
             metas().map(|meta| meta.seq_range.0).min().unwrap_or_default(),
             metas().map(|meta| meta.seq_range.1).max().unwrap_or_default(),
         ),
-        level: metas().map(|meta| meta.level).max().unwrap_or_default().saturating_add(1),
+        level: job.level(),
         late: late.zip(time).and_then(|(late, time)| clip(late, time)),
     }
 }
@@ -325,6 +419,52 @@ mod tests {
         assert_eq!(version.segments.len(), 2);
         assert!(version.segments.iter().all(|segment| segment.meta().level == 1));
         assert_eq!(scan(&version, 64), before);
+    }
+
+    #[test]
+    fn a_wish_merges_all_windows_at_once_but_nothing_that_came_later() {
+        let mut bench = Bench::new(false);
+        for at in 0..3 {
+            bench.write(rows("x", at * 10..at * 10 + 10).batch());
+            bench.write(rows("x", WINDOW + at..WINDOW + at + 1).batch());
+            bench.flush();
+        }
+        let (upto, before) = (bench.version().watermark, scan(&bench.version(), 64));
+        bench.write(rows("y", 0..1).batch());
+        bench.flush();
+        let settings = Settings { enabled: false, ..settings(100) };
+        let all = Wish { times: TimeRange::ALL, upto };
+        let later = Wish { times: TimeRange { first: WINDOW, last: WINDOW }, upto };
+        let first = requested(&bench.version(), &settings, &all).unwrap();
+        assert_eq!((first.window, first.rows(), first.level()), (0, 30, 1));
+        let only = requested(&bench.version(), &settings, &later).unwrap();
+        assert_eq!((only.window, only.reason.as_str()), (WINDOW, "requested"));
+        for inputs in [3, 3] {
+            let job = requested(&bench.version(), &settings, &all).unwrap();
+            assert_eq!(job.inputs.len(), inputs);
+            bench.merge(&job);
+        }
+        assert!(requested(&bench.version(), &settings, &all).is_none());
+        assert_eq!(bench.version().segments.len(), 3);
+        let mut after = scan(&bench.version(), 64);
+        after.retain(|row| row.a.as_deref() == Some("x"));
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_window_that_is_closed_does_not_keep_others_from_merging() {
+        let mut bench = Bench::new(false);
+        for at in 0..4 {
+            bench.write(rows("x", at..at + 1).batch());
+            bench.write(rows("x", WINDOW + at..WINDOW + at + 1).batch());
+            bench.flush();
+        }
+        let (version, four) = (bench.version(), settings(4));
+        for closed in [0, WINDOW] {
+            let job = pick_within(&version, &four, 0, &|window| window != closed).unwrap();
+            assert_eq!(job.window, WINDOW - closed);
+        }
+        assert!(pick_within(&version, &four, 0, &|_| false).is_none());
     }
 
     #[test]

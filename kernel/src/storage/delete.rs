@@ -23,7 +23,7 @@ use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::ids::{SegmentId, TimeRange};
 use crate::schema::TableSchema;
-use crate::storage::compact::{self, Job};
+use crate::storage::compact::{self, Job, Reason};
 use crate::storage::late::times;
 use crate::storage::memtable::MemView;
 use crate::storage::merge::{self, GroupScan, SortedSource};
@@ -81,7 +81,8 @@ impl Part {
         let window = window_start(first, version.table.options.window_ns);
         let table = version.table.clone();
         // What shares rows with a part is in it, so its rows repeat nothing older.
-        Some(Part { job: Job { table, window, inputs, oldest: true }, dedup: group.dedup })
+        let job = Job { table, reason: Reason::Deleted, window, inputs, oldest: true };
+        Some(Part { job, dedup: group.dedup })
     }
 
     fn may_hold(&self, times: &TimeRange, tags: &TagFilter) -> bool {
@@ -96,6 +97,17 @@ impl Part {
     pub fn time(&self) -> TimeRange {
         let times = self.job.inputs.iter().map(|input| input.meta().time);
         times.reduce(|all, each| all.union(&each)).unwrap_or(TimeRange::ALL)
+    }
+
+    /// The start of its time window.
+    #[must_use]
+    pub fn window(&self) -> i64 {
+        self.job.window
+    }
+
+    /// What the metadata says of its segments.
+    pub fn segments(&self) -> impl Iterator<Item = &Arc<SegmentMeta>> {
+        self.job.inputs.iter().map(|input| input.meta())
     }
 
     /// Its segments.

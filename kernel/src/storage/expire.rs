@@ -61,6 +61,7 @@ pub fn merge(
     edge: i64,
     target: &Target,
     cancel: &CancelToken,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<(Option<SegmentMeta>, u64)> {
     let (schema, mut gone) = (&job.table.schema, 0);
     let mut keep = |batch: RecordBatch| {
@@ -69,7 +70,7 @@ pub fn merge(
         gone += (before - kept.num_rows()) as u64;
         Ok(kept)
     };
-    let output = compact::rewrite(job, target, cancel, &mut keep, &mut |_| {})?;
+    let output = compact::rewrite(job, target, cancel, &mut keep, progress)?;
     Ok((output, gone))
 }
 
@@ -113,7 +114,7 @@ mod tests {
         let job = compact::pick(&bench.version(), &settings, i64::MAX).unwrap();
         assert!(concerns(&job, 0) && !concerns(&job, -1));
         let cancel = CancelToken::new();
-        let (merged, gone) = merge(&job, 4, &bench.target, &cancel).unwrap();
+        let (merged, gone) = merge(&job, 4, &bench.target, &cancel, &mut |_| {}).unwrap();
         let merged = merged.unwrap();
         assert_eq!((merged.rows, merged.time.first, gone), (2, 5, 5));
         bench.state.replaced(&job.input_ids(), [Arc::new(merged)]).unwrap();
@@ -122,7 +123,8 @@ mod tests {
         let files = bench.sim.disk.files().len();
         write(&mut bench, 7..8);
         let job = compact::pick(&bench.version(), &settings, i64::MAX).unwrap();
-        assert_eq!(merge(&job, 7, &bench.target, &cancel).unwrap(), (None, 3));
+        let nothing = merge(&job, 7, &bench.target, &cancel, &mut |_| {}).unwrap();
+        assert_eq!(nothing, (None, 3));
         assert_eq!(bench.sim.disk.files().len(), files + 1);
     }
 }

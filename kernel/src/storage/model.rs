@@ -250,9 +250,13 @@ impl Bench {
         };
         let version = self.state.cell().load();
         let Some(job) = compact::pick(&version, &settings, now_ns) else { return false };
-        let output = compact::run(&job, &self.target, &CancelToken::new(), &mut |_| {}).unwrap();
-        self.state.replaced(&job.input_ids(), [Arc::new(output)]).unwrap();
+        self.merge(&job);
         true
+    }
+
+    pub fn merge(&mut self, job: &compact::Job) {
+        let output = compact::run(job, &self.target, &CancelToken::new(), &mut |_| {}).unwrap();
+        self.state.replaced(&job.input_ids(), [Arc::new(output)]).unwrap();
     }
 
     /// Forgets everything but the segments, as a start does.

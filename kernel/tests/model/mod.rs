@@ -698,7 +698,7 @@ impl Run {
             None => (expire::whole(&version, edge).segments, None),
             Some(job) => {
                 let (target, token) = (self.store().segments().clone(), CancelToken::default());
-                match expire::merge(&job, edge, &target, &token) {
+                match expire::merge(&job, edge, &target, &token, &mut |_| {}) {
                     Ok((output, _)) => (job.input_ids(), output),
                     Err(error) => return self.gave_up(&error),
                 }

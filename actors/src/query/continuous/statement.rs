@@ -282,7 +282,7 @@ fn backfill(parser: &mut Parser) -> Result<Continuous, Failure> {
 }
 
 /// `'2024-01-01'`, `now()` or `now() - '7d'`.
-fn moment(parser: &mut Parser) -> Result<Moment, Failure> {
+pub(in super::super) fn moment(parser: &mut Parser) -> Result<Moment, Failure> {
     if take(parser, "NOW") {
         parser.expect_token(&Token::LParen)?;
         parser.expect_token(&Token::RParen)?;
