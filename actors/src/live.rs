@@ -45,7 +45,9 @@ use kymo_kernel::message::{Follow, Following, Keep, Keeping, SessionContext, Sta
 use kymo_kernel::observe::metrics;
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::port::Port;
+use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::conform::only_adds;
 use kymo_kernel::{Code, Error, Result};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc};
@@ -332,6 +334,29 @@ impl Live {
         let live = self.clone();
         Subscription { received, entry, live, tables, _task: task, _registered: registered }
     }
+}
+
+/// Fails once a table does not have all columns any more as they were when a query over it was
+/// planned. Columns that were added do no harm.
+fn unaltered(planned: &TableDef, now: &TableDef) -> Result<()> {
+    if planned.schema.version == now.schema.version || only_adds(&planned.schema, &now.schema) {
+        return Ok(());
+    }
+    let (table, columns) = (&planned.name, &now.schema.columns);
+    for column in &planned.schema.columns {
+        let name = &column.name;
+        let (code, what) = match columns.iter().find(|each| each.id == column.id) {
+            Some(same) if same == column => continue,
+            None => (Code::ColumnNotFound, "was dropped".to_owned()),
+            Some(now) if now.name != *name => {
+                (Code::ColumnNotFound, format!("is called {:?} now", now.name))
+            }
+            Some(now) => (Code::TypeConflict, format!("is of type {} now", now.field_type)),
+        };
+        return Err(Error::new(code, format!("column {name:?} of table {table} {what}"))
+            .with_hint("subscribe again: the query is planned anew"));
+    }
+    Ok(())
 }
 
 /// The token in the text of a statement.

@@ -6,6 +6,7 @@
 
 mod alert;
 mod allow;
+mod alter;
 mod analyze;
 mod build;
 mod call;

@@ -248,8 +248,8 @@ impl Writer {
     fn commit(&mut self, position: Position) -> Option<Event> {
         self.with_journal = self.with_journal.saturating_sub(1);
         let Waiting { batch, reply, trace, .. } = self.queue.pop_front()?;
-        let late = match trace.run("writer.apply", || self.show(position, &batch)) {
-            Ok(late) => late,
+        let (batch, late) = match trace.run("writer.apply", || self.show(position, batch)) {
+            Ok(shown) => shown,
             Err(error) => {
                 reply.fail(error);
                 return None;
@@ -266,23 +266,27 @@ impl Writer {
             return;
         }
         self.catch_up();
-        if let Ok(late) = self.show(position, &batch) {
+        if let Ok((batch, late)) = self.show(position, batch) {
             let event = self.tell(position, batch, late);
             self.on(event, cx);
         }
         self.schedule(cx);
     }
 
-    /// Shows durable rows; whether some of them may replace others.
-    fn show(&mut self, position: Position, batch: &RecordBatch) -> Result<bool> {
-        let late = self.state.apply(position, batch.clone()).inspect_err(|error| {
+    /// Shows durable rows; as they are in the table, and whether some of them may replace others.
+    fn show(&mut self, position: Position, batch: RecordBatch) -> Result<(RecordBatch, bool)> {
+        let shown = self.state.conformed(batch).and_then(|batch| {
+            let late = self.state.apply(position, batch.clone())?;
+            Ok((batch, late))
+        });
+        let (batch, late) = shown.inspect_err(|error| {
             // The journal has rows that the table cannot take: a defect, as they were checked.
             error!(table = %self.state.table().name, %position, %error, "durable rows do not apply");
         })?;
         self.rows += batch.num_rows() as u64;
         observe::metrics().store.rows.inc_by(batch.num_rows() as u64);
         self.measure();
-        Ok(late)
+        Ok((batch, late))
     }
 
     /// Tells the feed of rows that are shown.
@@ -389,8 +393,12 @@ impl Writer {
     }
 
     fn follow_definition(&mut self, def: &Arc<TableDef>) {
-        if def.schema.version > self.state.table().schema.version {
-            self.state.alter(def.clone());
+        if def.schema.version <= self.state.table().schema.version {
+            return;
+        }
+        match self.state.alter(def.clone()) {
+            Ok(()) => self.frozen = self.state.frozen().cloned().collect(),
+            Err(error) => error!(table = %def.name, %error, "a definition does not fit its rows"),
         }
     }
 

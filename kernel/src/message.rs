@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cancel::CancelToken;
 use crate::error::{Code, Error, Result};
 use crate::ids::{MetaVersion, Position, TableId, TimeRange};
-use crate::schema::{TableBatch, TableDef, TableName, TableOptions, TableSchema};
+use crate::schema::{Column, TableBatch, TableDef, TableName, TableOptions, TableSchema};
 use crate::storage::log::Record;
 use crate::user::User;
 
@@ -249,6 +249,15 @@ pub enum Ddl {
         /// The columns; ids are assigned by the catalog.
         schema: TableSchema,
     },
+    /// `ALTER TABLE`: all of the changes or none.
+    AlterTable {
+        /// Its name.
+        name: TableName,
+        /// Succeed silently where it does not exist.
+        if_exists: bool,
+        /// In order, each on what the ones before left.
+        changes: Vec<TableChange>,
+    },
     /// `DROP TABLE`.
     DropTable {
         /// Its name.
@@ -271,6 +280,32 @@ pub enum Ddl {
     Continuous(ContinuousDdl),
     /// Changes alert rules and silences; asked by who evaluates them only.
     Alert(AlertDdl),
+}
+
+/// One change of a table's definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableChange {
+    /// `ADD COLUMN`.
+    AddColumn {
+        /// The column; its id is assigned by the catalog.
+        column: Column,
+        /// Succeed silently where the name is taken.
+        if_not_exists: bool,
+    },
+    /// `DROP COLUMN`: a field with its values.
+    DropColumn {
+        /// Its name.
+        name: String,
+        /// Succeed silently where it does not exist.
+        if_exists: bool,
+    },
+    /// `RENAME COLUMN`.
+    RenameColumn {
+        /// Its name.
+        from: String,
+        /// The new one.
+        to: String,
+    },
 }
 
 /// What a retention is set for.

@@ -62,6 +62,12 @@ impl ColumnKind {
     }
 }
 
+/// The id that an Arrow field carries; a field that no table has yet carries none.
+#[must_use]
+pub fn column_id(field: &Field) -> Option<ColumnId> {
+    field.metadata().get(FIELD_ID_KEY)?.parse().ok().map(ColumnId)
+}
+
 /// The type of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,6 +111,14 @@ impl FieldType {
             FieldType::Text => "string",
             FieldType::Timestamp => "timestamp",
         }
+    }
+
+    /// Whether values of this type can be read as one of another: as themselves, or integers as
+    /// floating point.
+    #[must_use]
+    pub fn widens_to(self, other: FieldType) -> bool {
+        let integer = matches!(self, FieldType::Int64 | FieldType::UInt64);
+        self == other || (integer && other == FieldType::Float64)
     }
 
     /// The field type that an Arrow type is kept as, where it is one of ours.

@@ -59,6 +59,7 @@ pub mod collect;
 pub mod committer;
 pub mod compact;
 pub mod components;
+pub mod conform;
 pub mod delete;
 pub mod expire;
 pub mod frame;
@@ -461,8 +462,12 @@ impl Tables {
             match before.tables.get(id) {
                 Some(known) if Arc::ptr_eq(&known.def, &table.def) => {}
                 Some(_) => {
-                    if let Some(state) = self.unclaimed.lock().get_mut(id) {
-                        state.alter(table.def.clone());
+                    let mut unclaimed = self.unclaimed.lock();
+                    let altered = unclaimed.get_mut(id).map(|state| state.alter(table.def.clone()));
+                    if let Some(Err(error)) = altered {
+                        // No edit that was applied can be the reason.
+                        let table = &table.def.name;
+                        tracing::error!(%error, %table, "a definition does not fit its rows");
                     }
                 }
                 None => {

@@ -71,6 +71,7 @@ fn the_store_agrees_with_the_model_after_every_crash() {
         seen.deletes,
         seen.expiries,
         seen.installs,
+        seen.alters,
         seen.poisons,
         seen.survivors,
         seen.lost,

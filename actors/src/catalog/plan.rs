@@ -19,8 +19,10 @@ use kymo_kernel::{Code, Error, Result};
 use crate::ingest::check::conflict;
 
 pub(crate) mod alerts;
+mod alter;
 mod channels;
 pub(crate) mod continuous;
+mod mentions;
 pub(crate) mod plugins;
 
 /// How much may be defined.
@@ -94,6 +96,9 @@ pub fn plan(snapshot: &Snapshot, ddl: &Ddl, limits: Limits) -> Result<Plan> {
         }
         Ddl::SetRetention { of, retention_ns } => set_retention(snapshot, of, *retention_ns),
         Ddl::AddColumns { table, schema } => add_columns(snapshot, *table, schema, limits),
+        Ddl::AlterTable { name, if_exists, changes } => {
+            alter::plan(snapshot, name, *if_exists, changes, limits)
+        }
         Ddl::DropTable { name, if_exists } => drop_table(snapshot, name, *if_exists),
         Ddl::PutUser(user) => {
             check_name("user", &user.name)?;
@@ -258,17 +263,15 @@ fn add_columns(
     if new.is_empty() {
         return Ok(Plan { table: Some(table), ..Plan::default() });
     }
-    let next = def.schema.columns.iter().map(|column| column.id.0).max().unwrap_or(0) + 1;
     let mut columns = def.schema.columns.clone();
-    columns.extend(number(new.into_iter(), next));
+    columns.extend(number(new.into_iter(), meta.next_column.0));
     check_columns(&def.name, &columns, limits)?;
     let schema = TableSchema { version: def.schema.version + 1, columns };
     let def = TableDef { schema, ..TableDef::clone(def) };
     Ok(Plan { ops: vec![Op::PutTable { def }], table: Some(table), dropped: Vec::new() })
 }
 
-/// Gives columns their ids. Ids grow with every column a table ever gets, and a column is
-/// never taken away, so the largest id in use is the last one given.
+/// Gives columns their ids, which grow with every column that a table ever gets.
 fn number(columns: impl Iterator<Item = Column>, first: u32) -> Vec<Column> {
     columns.zip(first..).map(|(column, id)| Column { id: ColumnId(id), ..column }).collect()
 }
@@ -324,6 +327,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use kymo_kernel::ids::{Epoch, PartitionId};
+    use kymo_kernel::message::TableChange;
     use kymo_kernel::storage::meta::{Author, Edit};
     use uuid::Uuid;
 
@@ -426,6 +430,61 @@ mod tests {
         let integer = column("usage", ColumnKind::Field, FieldType::Int64);
         let error = plan(&snapshot, &add(&[integer]), LIMITS).unwrap_err();
         assert_eq!(error.code(), Code::TypeConflict);
+    }
+
+    #[test]
+    fn altering_keeps_ids_and_never_gives_one_twice() {
+        let cpu = TableName::new("kymo", "cpu");
+        let snapshot = after(&Snapshot::default(), &create("cpu", false));
+        let alter = |changes: &[TableChange]| Ddl::AlterTable {
+            name: cpu.clone(),
+            if_exists: false,
+            changes: changes.to_vec(),
+        };
+        let usage = column("usage", ColumnKind::Field, FieldType::Float64);
+        let add = |if_not_exists| TableChange::AddColumn { column: usage.clone(), if_not_exists };
+        let drop = |name: &str| TableChange::DropColumn { name: name.to_owned(), if_exists: false };
+        let rename = |from: &str, to: &str| TableChange::RenameColumn {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let shape = |snapshot: &Snapshot| -> Vec<String> {
+            let columns = snapshot.table(&cpu).unwrap().def.schema.columns.clone();
+            columns.iter().map(|column| format!("{} {}", column.id, column.name)).collect()
+        };
+        let snapshot = after(&snapshot, &alter(&[add(false), rename("host", "node")]));
+        assert_eq!(shape(&snapshot), ["1 node", "2 time", "3 usage"]);
+        let snapshot = after(&snapshot, &alter(&[drop("usage"), rename("time", "ts")]));
+        let snapshot = after(&snapshot, &alter(&[add(true), add(true)]));
+        assert_eq!(shape(&snapshot), ["1 node", "2 ts", "4 usage"]);
+        let table = snapshot.table(&cpu).unwrap();
+        assert_eq!((table.def.schema.version, table.next_column), (4, ColumnId(5)));
+        let code = |change| plan(&snapshot, &alter(&[change]), LIMITS).unwrap_err().code();
+        assert_eq!(code(add(false)), Code::AlreadyExists);
+        assert_eq!(code(drop("nothing")), Code::ColumnNotFound);
+        assert_eq!(code(drop("node")), Code::InvalidInput);
+        assert_eq!(code(drop("ts")), Code::InvalidInput);
+        assert_eq!(code(rename("usage", "ts")), Code::AlreadyExists);
+        assert_eq!(code(rename("usage", "")), Code::InvalidInput);
+        let time = Column {
+            field_type: FieldType::Timestamp,
+            ..column("t", ColumnKind::Time, FieldType::Timestamp)
+        };
+        let time = TableChange::AddColumn { column: time, if_not_exists: false };
+        assert_eq!(code(time), Code::InvalidInput);
+        let wide: Vec<_> = ["x", "y"]
+            .map(|name| TableChange::AddColumn {
+                column: column(name, ColumnKind::Field, FieldType::Int64),
+                if_not_exists: false,
+            })
+            .to_vec();
+        let refused = plan(&snapshot, &alter(&wide), LIMITS).unwrap_err();
+        assert!(refused.hint().unwrap().contains("ingest.max_columns"));
+        let nothing = TableName::new("kymo", "nothing");
+        let gone =
+            |if_exists| Ddl::AlterTable { name: nothing.clone(), if_exists, changes: vec![] };
+        assert_eq!(plan(&snapshot, &gone(true), LIMITS).unwrap(), Plan::default());
+        assert_eq!(plan(&snapshot, &gone(false), LIMITS).unwrap_err().code(), Code::TableNotFound);
     }
 
     #[test]

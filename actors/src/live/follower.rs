@@ -13,13 +13,14 @@ use futures::StreamExt;
 use kymo_kernel::ids::{PartitionId, Position, Seq};
 use kymo_kernel::message::{Committed, Followed};
 use kymo_kernel::observe::metrics;
+use kymo_kernel::storage::conform::Conform;
 use kymo_kernel::storage::missed::{Missed, read_elsewhere};
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
 use tokio::sync::mpsc;
 
 use super::registry::Entry;
-use super::{Event, Live, Op, Token};
+use super::{Event, Live, Op, Token, unaltered};
 use crate::feed::{self, FeedEvent};
 
 /// Rows of a commit that are evaluated and sent at once: the batch of a query.
@@ -122,7 +123,7 @@ impl Follower {
                 event = self.feed.recv() => event,
                 () = self.events.closed() => return Err(Stop::Gone),
                 () = idle => {
-                    // Nobody tells of a table that was dropped.
+                    // Nobody tells of a table that was dropped or altered.
                     self.version()?;
                     continue;
                 }
@@ -143,6 +144,7 @@ impl Follower {
         if rows.position <= self.cursor {
             return Ok(());
         }
+        unaltered(self.query.table(), &rows.table)?;
         let op = if rows.late { Op::Upsert } else { Op::Insert };
         self.push(op, rows.position, &rows.batch, Some(rows.at)).await
     }
@@ -212,8 +214,10 @@ impl Follower {
         // What a row replaced is not in the log.
         let append_only = self.query.table().options.append_only;
         let op = if append_only { Op::Insert } else { Op::Upsert };
+        let definition = Conform::new(&self.query.table().schema);
         for (position, record) in missed {
-            self.push(op, position, &record.decode()?, None).await?;
+            let rows = definition.batch(record.decode()?)?;
+            self.push(op, position, &rows, None).await?;
         }
         Ok(())
     }
@@ -255,7 +259,7 @@ impl Follower {
         Ok(())
     }
 
-    /// The table as it is now.
+    /// The table as it is now; fails where the query can no longer be followed over it.
     fn version(&self) -> Result<Arc<Version>> {
         let table = self.query.table();
         let cell = self
@@ -264,9 +268,11 @@ impl Follower {
             .store
             .table(table.id)
             .filter(|_| self.live.0.store.catalog().table_by_id(table.id).is_some());
-        cell.map(|cell| cell.load()).ok_or_else(|| {
+        let version = cell.map(|cell| cell.load()).ok_or_else(|| {
             Error::new(Code::TableNotFound, format!("table {} was dropped", table.name))
-        })
+        })?;
+        unaltered(table, &version.table)?;
+        Ok(version)
     }
 
     /// The cursor of somebody who has seen a version: every later commit of this process lies

@@ -564,3 +564,31 @@ fn a_subscription_ends_with_its_reason() {
         assert_eq!(other.as_mut().err().unwrap().code(), Code::TableNotFound);
     });
 }
+
+#[test]
+fn a_subscription_ends_when_a_column_is_taken_from_it() {
+    let house = House::new(|_| {});
+    house.run(async |system| {
+        numbers(&system).await;
+        let begin = async |text: &str| {
+            let mut subscription = follow(&system, text, None).await.unwrap();
+            let mut client = Client::default();
+            client.until(&mut subscription, "end").await;
+            (client, subscription)
+        };
+        let mean = "SELECT time_bucket('1m', time) AS minute, avg(value) FROM cpu GROUP BY 1";
+        let (mut rows, mut row) = begin(ALL).await;
+        let (mut kept, mut window) = begin(mean).await;
+        sql(&system, "ALTER TABLE cpu ADD COLUMN other BIGINT").await.unwrap();
+        put(&system, 0..1).await;
+        rows.until_rows(&mut row, 1).await;
+        kept.until_rows(&mut window, 1).await;
+        sql(&system, "ALTER TABLE cpu RENAME COLUMN value TO v").await.unwrap();
+        rows.until(&mut row, "column_not_found").await;
+        kept.until(&mut window, "column_not_found").await;
+        let (mut again, mut row) = begin("SELECT v FROM cpu").await;
+        assert_eq!(again.rows, ["0.0"]);
+        sql(&system, "ALTER TABLE cpu DROP COLUMN v").await.unwrap();
+        again.until(&mut row, "column_not_found").await;
+    });
+}

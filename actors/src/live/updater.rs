@@ -17,6 +17,7 @@ use kymo_kernel::ids::{PartitionId, Position, Seq, TableId, TimeRange};
 use kymo_kernel::message::{Committed, Windowed};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::schema::TableDef;
+use kymo_kernel::storage::conform::Conform;
 use kymo_kernel::storage::missed::read_elsewhere;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Code, Error, Result};
@@ -25,7 +26,7 @@ use tokio::sync::mpsc;
 use super::follower::{PART_ROWS, Step, Stop, idle};
 use super::registry::Entry;
 use super::sent::{Changes, Sent};
-use super::{Event, Live, Op, Token};
+use super::{Event, Live, Op, Token, unaltered};
 use crate::feed::{self, FeedEvent};
 
 pub(super) struct Updater {
@@ -185,6 +186,9 @@ impl Updater {
         match event {
             None => Err(Error::new(Code::ShuttingDown, "the server is stopping").into()),
             Some(FeedEvent::Committed(committed)) => {
+                let planned = self.query.tables().iter();
+                let mut planned = planned.filter(|table| table.id == committed.table.id);
+                planned.try_for_each(|table| unaltered(table, &committed.table))?;
                 self.since = self.since.or(Some(committed.at));
                 self.apply(&committed);
                 Ok(())
@@ -229,8 +233,10 @@ impl Updater {
             return Ok(());
         };
         metrics().live.caught_up.with_label_values(&["log"]).inc();
+        let definition = Conform::new(&def.schema);
         for (position, record) in missed {
-            let (batch, at) = (record.decode()?, self.live.0.clock.monotonic());
+            let batch = definition.batch(record.decode()?)?;
+            let at = self.live.0.clock.monotonic();
             // What a row replaced is not in the log.
             let late = !def.options.append_only;
             let (table, deleted) = (def.clone(), None);
@@ -354,7 +360,7 @@ impl Updater {
         }
     }
 
-    /// Fails once a table of the query was dropped: nobody tells of that.
+    /// Fails once a table of the query was dropped or altered: nobody tells of that.
     fn there(&self) -> Result<()> {
         self.query.tables().iter().try_for_each(|table| self.version(table).map(|_| ()))
     }
@@ -365,14 +371,16 @@ impl Updater {
         Ok(all.iter().map(|version| version.watermark).max().unwrap_or_default())
     }
 
-    /// A table as it is now.
+    /// A table as it is now; fails where the query can no longer be followed over it.
     fn version(&self, table: &TableDef) -> Result<Arc<Version>> {
         let store = &self.live.0.store;
         let known = store.catalog().table_by_id(table.id).is_some();
         let cell = store.table(table.id).filter(|_| known).ok_or_else(|| {
             Error::new(Code::TableNotFound, format!("table {} was dropped", table.name))
         })?;
-        Ok(cell.load())
+        let version = cell.load();
+        unaltered(table, &version.table)?;
+        Ok(version)
     }
 
     /// Every commit of this process lies beyond it.

@@ -6,6 +6,7 @@ use super::alert::{AlertStatement, Backtest};
 use super::manage::Manage;
 use datafusion::sql::sqlparser::ast;
 use kymo_kernel::Error;
+use kymo_kernel::message::TableChange;
 use kymo_kernel::schema::{TableName, TableOptions, TableSchema};
 
 use super::call::Call;
@@ -136,6 +137,8 @@ pub(crate) enum Define {
         /// `IF EXISTS`.
         if_exists: bool,
     },
+    /// `ALTER TABLE`, but for its settings.
+    AlterTable(Box<AlterTable>),
     /// How long rows are kept.
     Retention(Retained),
     /// Plugins, their functions and transforms.
@@ -152,6 +155,17 @@ pub(crate) enum Retained {
     Table(PartialName, Option<i64>),
     /// A database.
     Database(String, Option<i64>),
+}
+
+/// Changes of a table's columns.
+#[derive(Debug, Clone)]
+pub(crate) struct AlterTable {
+    /// Its name, as written.
+    pub(crate) name: PartialName,
+    /// `IF EXISTS`.
+    pub(crate) if_exists: bool,
+    /// At least one.
+    pub(crate) changes: Vec<TableChange>,
 }
 
 /// The table of a `CREATE TABLE`.

@@ -15,6 +15,7 @@ use kymo_kernel::schema::{
 };
 use kymo_kernel::{Code, Error, Result};
 
+use super::alter;
 use super::command::{Define, NewTable};
 use super::duration::Span;
 use super::parse::Failure;
@@ -23,6 +24,9 @@ use super::utility::{name, table_name, take, word_is};
 
 /// Reads a change of definitions; `None` if it is something else.
 pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
+    if let Some(altered) = alter::read(parser)? {
+        return Ok(Some(altered));
+    }
     if let Some(retained) = retention::read(parser)? {
         return Ok(Some(Define::Retention(retained)));
     }
@@ -234,6 +238,25 @@ fn column(parser: &mut Parser, drafts: &mut Drafts) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The column of an `ADD COLUMN`.
+pub(super) fn added(parser: &mut Parser) -> Result<Column, Failure> {
+    let mut drafts = Drafts::default();
+    column(parser, &mut drafts)?;
+    let Drafts { columns, key, time } = drafts;
+    let Some(mut draft) = columns.into_iter().next() else {
+        return Err(Error::internal("a column that was read is gone").into());
+    };
+    if time.is_some() {
+        let text = format!("column {:?}: a table has one time, from the start", draft.name);
+        return Err(Error::new(Code::InvalidInput, text)
+            .with_hint("leave out TIME INDEX to add a field")
+            .into());
+    }
+    // No column has an empty name, so none is taken for the time.
+    settle_kind(&mut draft, &key, "")?;
+    Ok(settled(draft)?)
+}
+
 /// The type that a column written in SQL is kept as. Narrower numbers widen to 64 bits;
 /// exact decimals become floating point.
 fn field_type(written: &DataType) -> Option<FieldType> {
@@ -318,22 +341,21 @@ fn settle(drafts: Drafts) -> Result<TableSchema> {
     for column in &mut columns {
         settle_kind(column, &key, &time)?;
     }
-    let columns = columns
-        .into_iter()
-        .map(|draft| {
-            let kind = draft.kind.unwrap_or(ColumnKind::Field);
-            let field_type = match kind {
-                ColumnKind::Tag => FieldType::Text,
-                ColumnKind::Time => FieldType::Timestamp,
-                ColumnKind::Field => draft.field_type.ok_or_else(|| {
-                    Error::new(Code::Syntax, format!("column \"{}\" has no type", draft.name))
-                        .with_hint("write a type, or TAG after the name")
-                })?,
-            };
-            Ok(Column { id: ColumnId(0), name: draft.name, kind, field_type })
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let columns = columns.into_iter().map(settled).collect::<Result<Vec<_>>>()?;
     Ok(TableSchema { version: 0, columns })
+}
+
+fn settled(draft: Draft) -> Result<Column> {
+    let kind = draft.kind.unwrap_or(ColumnKind::Field);
+    let field_type = match kind {
+        ColumnKind::Tag => FieldType::Text,
+        ColumnKind::Time => FieldType::Timestamp,
+        ColumnKind::Field => draft.field_type.ok_or_else(|| {
+            Error::new(Code::Syntax, format!("column \"{}\" has no type", draft.name))
+                .with_hint("write a type, or TAG after the name")
+        })?,
+    };
+    Ok(Column { id: ColumnId(0), name: draft.name, kind, field_type })
 }
 
 /// The time column: the one named, or `time`, or the timestamp of the key, or the only one.

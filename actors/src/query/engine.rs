@@ -475,6 +475,16 @@ impl Engine {
                     dropped.map_err(|error| as_written(error, &name, written))?;
                 }
             }
+            Define::AlterTable(alter) => {
+                let name = full(&alter.name);
+                let ddl = Ddl::AlterTable {
+                    name: name.clone(),
+                    if_exists: alter.if_exists,
+                    changes: alter.changes.clone(),
+                };
+                let altered = self.changes.ddl(ddl).await;
+                altered.map_err(|error| as_written(error, &name, &alter.name))?;
+            }
             Define::CreateDatabase { name, if_not_exists } => {
                 let (name, if_not_exists) = (name.clone(), *if_not_exists);
                 self.changes.ddl(Ddl::CreateDatabase { name, if_not_exists }).await?;
@@ -762,7 +772,7 @@ impl Engine {
                 let again = plan::prepare(state, &snapshot, statement, planned, &types).await?;
                 if again.columns != prepared.columns {
                     return Err(Error::new(
-                        Code::InvalidInput,
+                        Code::Unsupported,
                         "cached plan must not change result type",
                     )
                     .with_hint("the table changed: prepare the statement again"));

@@ -268,7 +268,7 @@ fn command(
             Define::DropTable { .. } => "DROP TABLE",
             Define::CreateDatabase { .. } => "CREATE DATABASE",
             Define::DropDatabase { .. } => "DROP DATABASE",
-            Define::Retention(Retained::Table(..)) => "ALTER TABLE",
+            Define::AlterTable(_) | Define::Retention(Retained::Table(..)) => "ALTER TABLE",
             Define::Retention(Retained::Database(..)) => "ALTER DATABASE",
             Define::Manage(_) | Define::Alert(_) => "ALTER PLUGIN",
         };
@@ -487,7 +487,7 @@ mod tests {
             "CREATE FUNCTION f() RETURNS INT AS 'x'",
             "GRANT ALL ON t TO u",
             "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING",
-            "ALTER TABLE t ADD COLUMN x INT",
+            "ALTER TABLE t ALTER COLUMN x TYPE INT",
             "LOAD 'x'",
         ] {
             let error = parse(sql, &Rewriter::new()).unwrap_err();
@@ -508,6 +508,7 @@ mod tests {
             ("insert into t values (1)", "INSERT"),
             ("ALTER TABLE t SET (retention = '30d')", "ALTER TABLE"),
             ("alter table a.t reset (retention)", "ALTER TABLE"),
+            ("alter table a.t add column x int, drop y", "ALTER TABLE"),
             ("ALTER DATABASE d SET (retention = 'forever')", "ALTER DATABASE"),
             ("delete from t", "DELETE"),
             ("DELETE FROM a.t AS x WHERE x.v > (SELECT avg(v) FROM u)", "DELETE"),

@@ -170,10 +170,12 @@ impl KymoTable {
             .iter()
             .map(|at| {
                 let column = &self.def.schema.columns[*at];
-                let place = current.schema.columns.iter().position(|each| each.id == column.id);
-                place.ok_or_else(|| {
-                    let text = format!("column \"{}\" was dropped", column.name);
-                    DataFusionError::External(Box::new(Error::new(Code::ColumnNotFound, text)))
+                let now = current.schema.columns.iter().position(|each| each.id == column.id);
+                now.filter(|now| current.schema.columns[*now] == *column).ok_or_else(|| {
+                    let text = format!("column \"{}\" was altered meanwhile", column.name);
+                    let error = Error::new(Code::Conflict, text)
+                        .with_hint("send the same statement again: it is planned anew");
+                    DataFusionError::External(Box::new(error))
                 })
             })
             .collect()

@@ -24,33 +24,27 @@ use kymo_kernel::{Code, Error, Result};
 use super::command::Retained;
 use super::duration::Span;
 use super::parse::Failure;
-use super::utility::{name, table_name, take, word_is};
+use super::utility::{name, take, word_is};
 
 const SECOND: i64 = 1_000_000_000;
 /// What keeps everything, also where the database says otherwise.
 const FOREVER: &str = "forever";
 
-/// Reads `ALTER TABLE` and `ALTER DATABASE`; `None` if it is something else.
+/// Reads `ALTER DATABASE`; `None` if it is something else.
 pub(super) fn read(parser: &mut Parser) -> std::result::Result<Option<Retained>, Failure> {
     let (first, second) = (parser.peek_token(), parser.peek_nth_token(1));
-    let (table, database) = (word_is(&second.token, "TABLE"), word_is(&second.token, "DATABASE"));
-    if !word_is(&first.token, "ALTER") || !(table || database) {
+    if !word_is(&first.token, "ALTER") || !word_is(&second.token, "DATABASE") {
         return Ok(None);
     }
     parser.advance_token();
     parser.advance_token();
-    if table {
-        let name = table_name(parser)?;
-        let retention_ns = change(parser, "ALTER TABLE")?;
-        return Ok(Some(Retained::Table(name, retention_ns)));
-    }
     let name = name(parser)?;
     let retention_ns = change(parser, "ALTER DATABASE")?.filter(|retention| *retention > 0);
     Ok(Some(Retained::Database(name, retention_ns)))
 }
 
 /// `SET (retention = '30d')` or `RESET (retention)`.
-fn change(parser: &mut Parser, verb: &str) -> std::result::Result<Option<i64>, Failure> {
+pub(super) fn change(parser: &mut Parser, verb: &str) -> std::result::Result<Option<i64>, Failure> {
     let set = take(parser, "SET");
     if !set && !take(parser, "RESET") {
         let next = parser.peek_token().token.to_string().to_uppercase();

@@ -7,8 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
-use datafusion::arrow::compute::cast;
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -25,6 +24,7 @@ use futures::stream;
 use kymo_kernel::ids::{MetaVersion, Position, SegmentId, TableId, TimeRange};
 use kymo_kernel::observe::Trace;
 use kymo_kernel::schema::{ColumnKind, TableName};
+use kymo_kernel::storage::conform::shape;
 use kymo_kernel::storage::memtable::MemView;
 use kymo_kernel::storage::merge::{self, GroupScan};
 use kymo_kernel::storage::overlap::{Group, Source, groups};
@@ -475,26 +475,6 @@ fn slices(
             .collect(),
         other => vec![other],
     }
-}
-
-/// A batch with the columns of `output`; those that it lacks are NULL.
-pub(super) fn shape(batch: &RecordBatch, output: &SchemaRef) -> kymo_kernel::Result<RecordBatch> {
-    let columns = output
-        .fields()
-        .iter()
-        .map(|field| -> kymo_kernel::Result<ArrayRef> {
-            Ok(match batch.column_by_name(field.name()) {
-                None => new_null_array(field.data_type(), batch.num_rows()),
-                Some(column) if column.data_type() == field.data_type() => column.clone(),
-                Some(column) => cast(column, field.data_type()).map_err(|error| {
-                    kymo_kernel::Error::internal(format!("column {}: {error}", field.name()))
-                })?,
-            })
-        })
-        .collect::<kymo_kernel::Result<Vec<_>>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(output.clone(), columns, &options)
-        .map_err(|error| kymo_kernel::Error::internal(format!("shape rows in memory: {error}")))
 }
 
 /// Rows of sources that may repeat each other: sorted, compared, each once.

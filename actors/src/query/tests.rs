@@ -1,5 +1,6 @@
 //! The query actor over a whole write side, on a disk in memory.
 
+mod alter;
 mod clients;
 mod compact;
 mod deletes;

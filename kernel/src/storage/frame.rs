@@ -34,6 +34,8 @@
 //! | 48 | 4 | when it was written, the lower 32 bits: milliseconds since 1970, 0 where not known |
 //! | 52 | 4 | CRC32C of bytes 0 to 52 |
 //!
+//! The payload names columns as they were called, and carries their ids, which stay.
+//!
 //! **The torn-tail rule.** Sequences grow by one from frame to frame, also across files of an
 //! epoch. Bytes that do not make a frame are either the torn tail of a write that was never
 //! acknowledged, or damage to a record that was. The durable marks tell them apart exactly: if

@@ -94,7 +94,8 @@ impl RecordGroup {
 }
 
 /// Rows of one table, encoded: an Arrow IPC stream of one batch, compressed with LZ4 where
-/// that helps.
+/// that helps. Its columns carry their ids ([`crate::schema::FIELD_ID_KEY`]), by which they are
+/// found in a table that was altered since ([`crate::storage::conform`]).
 #[derive(Debug, Clone)]
 pub struct Record {
     /// The table.
@@ -211,7 +212,7 @@ mod tests {
     use arrow::datatypes::{Int32Type, Schema};
 
     use super::*;
-    use crate::schema::{ColumnKind, FieldType, marked_field};
+    use crate::schema::{ColumnKind, FieldType, column_id, marked_field};
 
     fn batch(rows: usize) -> RecordBatch {
         let hosts: DictionaryArray<Int32Type> =
@@ -238,6 +239,14 @@ mod tests {
         }
         let record = Record::encode(TableId(7), 3, &batch(5000)).unwrap();
         assert!(record.compressed && record.payload.len() < 5000 * 20);
+    }
+
+    #[test]
+    fn columns_keep_their_ids() {
+        let rows = crate::storage::model::Rows { rows: Vec::new(), columns: 0xff }.batch();
+        let back = Record::encode(TableId(7), 3, &rows).unwrap().decode().unwrap();
+        let ids = back.schema_ref().fields().iter().map(|field| column_id(field).unwrap().0);
+        assert_eq!(ids.collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::ids::{Position, TimeRange};
 use crate::schema::{ColumnKind, TableDef, TableSchema};
+use crate::storage::conform::Conform;
 use crate::storage::interner::{as_tag, concat_tags};
 use crate::storage::late::times;
 use crate::storage::sort::{SortedRows, sort_rows};
@@ -132,6 +133,17 @@ impl MemView {
         self.0.span
     }
 
+    /// The same rows under another definition of their table.
+    ///
+    /// # Errors
+    /// As [`Conform::batch`].
+    pub fn conformed(&self, definition: &Conform) -> Result<MemView> {
+        let runs = conformed(&self.0.runs, definition)?;
+        let bytes = runs.iter().map(|run| run.bytes).sum();
+        let View { rows, span, .. } = *self.0;
+        Ok(MemView(Arc::new(View { runs, rows, bytes, span, sorted: Mutex::new(None) })))
+    }
+
     /// The rows sorted by tags and time, and merged where tags and time repeat (unless the
     /// table is append-only). Made at the first call and kept for as long as the view is.
     ///
@@ -207,6 +219,16 @@ impl MemTable {
         (count >= FAN_IN).then(|| self.runs.len() - count)
     }
 
+    /// Puts all rows under another definition of their table.
+    ///
+    /// # Errors
+    /// As [`Conform::batch`]; then nothing changes.
+    pub fn conform(&mut self, definition: &Conform) -> Result<()> {
+        self.runs = conformed(&self.runs, definition)?;
+        self.bytes = self.runs.iter().map(|run| run.bytes).sum();
+        Ok(())
+    }
+
     /// The rows so far. Later appends do not show in it.
     #[must_use]
     pub fn view(&self) -> MemView {
@@ -236,6 +258,15 @@ impl MemTable {
     pub fn span(&self) -> Option<Span> {
         self.span
     }
+}
+
+fn conformed(runs: &[Arc<Run>], definition: &Conform) -> Result<Vec<Arc<Run>>> {
+    let run = |run: &Arc<Run>| {
+        let batch = definition.batch(run.batch.clone())?;
+        let bytes = batch_bytes(&batch);
+        Ok(Arc::new(Run { batch, bytes, time: run.time }))
+    };
+    runs.iter().map(run).collect()
 }
 
 /// The memory that the values of a batch take. Slices count their own rows only, so that a

@@ -24,7 +24,7 @@ use crate::ids::{
     ColumnId, Epoch, MetaVersion, PartitionId, Position, SegmentId, Slot, TableId, TimeRange,
 };
 use crate::plugin::{FunctionDef, PluginDef, TransformDef, Transforms};
-use crate::schema::{DEFAULT_DATABASE, TableDef, TableName};
+use crate::schema::{DEFAULT_DATABASE, TableDef, TableName, TableSchema};
 use crate::user::User;
 
 mod alerts;
@@ -124,6 +124,9 @@ pub struct TableMeta {
     /// How many times rows of it were deleted. Whoever has kept rows and then finds another
     /// number may have some that are gone.
     pub deletions: u64,
+    /// The id of the next new column. Ids are never given twice, so that a column under the name
+    /// of a dropped one does not show its values.
+    pub next_column: ColumnId,
 }
 
 impl TableMeta {
@@ -589,11 +592,14 @@ impl Snapshot {
                 def.name, known.def.schema.version, def.schema.version
             )));
         }
+        check_columns(known, def)?;
         let old_name = known.def.name.clone();
         let names = Arc::make_mut(&mut self.names);
         names.remove(&old_name);
         names.insert(def.name.clone(), def.id);
-        self.table_mut(def.id)?.def = Arc::new(def.clone());
+        let table = self.table_mut(def.id)?;
+        table.next_column = table.next_column.max(behind(&def.schema));
+        table.def = Arc::new(def.clone());
         Ok(())
     }
 
@@ -606,6 +612,7 @@ impl Snapshot {
             segments: BTreeMap::new(),
             flushed: BTreeMap::new(),
             deletions: 0,
+            next_column: behind(&def.schema),
         };
         self.next_table = TableId(def.id.0 + 1);
         Arc::make_mut(&mut self.tables).insert(def.id, Arc::new(table));
@@ -690,6 +697,31 @@ impl TableMeta {
         }
         Ok(())
     }
+}
+
+/// Refuses a definition under which stored rows cannot be read: a column that came back from the
+/// dead, or one whose values do not become what it is now.
+fn check_columns(known: &TableMeta, def: &TableDef) -> Result<()> {
+    for column in &def.schema.columns {
+        let before = known.def.schema.columns.iter().find(|each| each.id == column.id);
+        let fits = match before {
+            None => column.id >= known.next_column,
+            Some(before) => {
+                before.kind == column.kind && before.field_type.widens_to(column.field_type)
+            }
+        };
+        if !fits {
+            let text =
+                format!("column {:?} of table {} has id {}", column.name, def.name, column.id);
+            return Err(conflict(format!("{text}, which another column has or had")));
+        }
+    }
+    Ok(())
+}
+
+/// The id behind those that columns of a definition have.
+fn behind(schema: &TableSchema) -> ColumnId {
+    ColumnId(schema.columns.iter().map(|column| column.id.0).max().unwrap_or(0) + 1)
 }
 
 fn no_table(table: TableId) -> Error {

@@ -7,7 +7,8 @@ use arrow::array::{
     Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray,
     TimestampNanosecondArray,
 };
-use arrow::datatypes::{Float64Type, Int64Type, Schema, TimestampNanosecondType};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema, TimestampNanosecondType};
 use proptest::prelude::*;
 
 use crate::cancel::CancelToken;
@@ -17,6 +18,7 @@ use crate::schema::{
     Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
 };
 use crate::storage::compact;
+use crate::storage::conform::shape;
 use crate::storage::interner::TagArray;
 use crate::storage::merge::{self, GroupScan};
 use crate::storage::overlap::groups;
@@ -170,7 +172,9 @@ pub fn read(batch: &RecordBatch) -> Vec<Row> {
         tags.key(row).filter(|code| texts.is_valid(*code)).map(|code| texts.value(code).to_owned())
     };
     let floats = column("float").as_primitive::<Float64Type>();
-    let ints = column("int").as_primitive::<Int64Type>();
+    // It may have become floating point.
+    let ints = cast(column("int"), &DataType::Int64).unwrap();
+    let ints = ints.as_primitive::<Int64Type>();
     let texts = column("text").as_string::<i32>();
     let times = column("time").as_primitive::<TimestampNanosecondType>();
     (0..batch.num_rows())
@@ -185,7 +189,20 @@ pub fn read(batch: &RecordBatch) -> Vec<Row> {
         .collect()
 }
 
-/// All rows of a version, as a scan finds them: compared only within groups.
+/// The columns that the table began with, under the names and with the types of then; an integer
+/// column that became floating point stays so.
+fn original(now: &TableSchema) -> Arc<Schema> {
+    let mut schema = table(false).schema;
+    for column in &mut schema.columns {
+        if let Some(now) = now.columns.iter().find(|now| now.id == column.id) {
+            column.field_type = now.field_type;
+        }
+    }
+    schema.arrow()
+}
+
+/// All rows of a version, as a scan finds them: compared only within groups. Columns are found by
+/// their ids.
 pub fn scan(version: &Version, batch_rows: usize) -> Vec<Row> {
     let mut rows = Vec::new();
     for group in groups(version, &TimeRange::ALL, &TagFilter::all()) {
@@ -199,7 +216,7 @@ pub fn scan(version: &Version, batch_rows: usize) -> Vec<Row> {
         for batch in merge::open(&group, &version.table, &scan).unwrap() {
             let batch = batch.unwrap();
             assert!(batch.num_rows() <= batch_rows && batch.num_rows() > 0);
-            found.extend(read(&batch));
+            found.extend(read(&shape(&batch, &original(&version.table.schema)).unwrap()));
         }
         assert!(found.is_sorted_by_key(Row::key), "a group comes sorted");
         rows.extend(found);
@@ -215,6 +232,7 @@ pub struct Bench {
     pub files: SegmentFiles,
     pub state: TableState,
     seq: u64,
+    next_column: u32,
 }
 
 impl Bench {
@@ -226,12 +244,26 @@ impl Bench {
         let target = Target { store, env: sim.env(), settings };
         let table = Arc::new(table(append_only));
         let state = TableState::open(table, [], position(0), files.clone());
-        Bench { sim, target, files, state, seq: 0 }
+        Bench { sim, target, files, state, seq: 0, next_column: 7 }
+    }
+
+    /// An id that no column had.
+    pub fn next_column(&mut self) -> ColumnId {
+        self.next_column += 1;
+        ColumnId(self.next_column - 1)
     }
 
     pub fn write(&mut self, batch: RecordBatch) {
         self.seq += 1;
         self.state.apply(position(self.seq), batch).unwrap();
+    }
+
+    /// Changes the columns.
+    pub fn alter(&mut self, change: impl FnOnce(&mut Vec<Column>)) {
+        let mut table = TableDef::clone(self.state.table());
+        change(&mut table.schema.columns);
+        table.schema.version += 1;
+        self.state.alter(Arc::new(table)).unwrap();
     }
 
     pub fn flush(&mut self) {

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Position, SegmentId, TimeRange};
 use crate::schema::TableDef;
+use crate::storage::conform::{Conform, only_adds};
 use crate::storage::late::{DEFAULT_SERIES, LastTimes};
 use crate::storage::memtable::{MemTable, MemView, Span};
 use crate::storage::meta::SegmentMeta;
@@ -149,10 +150,23 @@ pub struct Frozen {
     pub span: Span,
 }
 
+impl Frozen {
+    /// Whether both are the same rows, be it under different definitions of their table:
+    /// positions do not come twice.
+    #[must_use]
+    pub fn same_rows(&self, other: &Frozen) -> bool {
+        (self.span.first, self.span.last) == (other.span.first, other.span.last)
+    }
+
+    fn conformed(&self, definition: &Conform) -> Result<Arc<Frozen>> {
+        Ok(Arc::new(Frozen { rows: self.rows.conformed(definition)?, span: self.span }))
+    }
+}
+
 /// A table at one moment: everything a scan needs. Immutable.
 #[derive(Debug, Clone)]
 pub struct Version {
-    /// The definition.
+    /// The definition. Rows in memory are under it, whatever they were written under.
     pub table: Arc<TableDef>,
     /// Segments, oldest rows first (by position in the log).
     pub segments: Arc<[Arc<SegmentRef>]>,
@@ -213,6 +227,7 @@ pub struct TableState {
     cell: Arc<VersionCell>,
     files: SegmentFiles,
     table: Arc<TableDef>,
+    conform: Conform,
     segments: Arc<[Arc<SegmentRef>]>,
     frozen: Arc<[Arc<Frozen>]>,
     hot: MemTable,
@@ -247,6 +262,7 @@ impl TableState {
         TableState {
             cell: Arc::new(VersionCell::new(version)),
             files,
+            conform: Conform::new(&table.schema),
             table,
             segments,
             frozen,
@@ -277,7 +293,20 @@ impl TableState {
         &self.table
     }
 
-    /// Adds rows and shows them to readers. Answers whether some of them may have the tags and
+    /// The frozen rows that wait for their flush, oldest first.
+    pub fn frozen(&self) -> impl Iterator<Item = &Arc<Frozen>> {
+        self.frozen.iter()
+    }
+
+    /// Rows that were made for an earlier definition, under the present one.
+    ///
+    /// # Errors
+    /// As [`Conform::batch`].
+    pub fn conformed(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        self.conform.batch(batch)
+    }
+
+    /// Adds rows and shows them to readers. They may have been made for an earlier definition. Answers whether some of them may have the tags and
     /// time of a row that was there.
     ///
     /// # Errors
@@ -294,6 +323,7 @@ impl TableState {
     /// # Errors
     /// `internal` where the batch does not fit the table; then nothing is added.
     pub fn append(&mut self, position: Position, batch: RecordBatch) -> Result<bool> {
+        let batch = self.conform.batch(batch)?;
         let late = if self.table.options.append_only {
             None
         } else {
@@ -343,7 +373,7 @@ impl TableState {
     ) -> Result<()> {
         let before = self.frozen.len();
         let left: Arc<[Arc<Frozen>]> =
-            self.frozen.iter().filter(|each| !Arc::ptr_eq(each, frozen)).cloned().collect();
+            self.frozen.iter().filter(|each| !each.same_rows(frozen)).cloned().collect();
         if left.len() == before {
             return Err(Error::new(
                 Code::Conflict,
@@ -404,10 +434,22 @@ impl TableState {
         self.segments = in_order(self.segments.iter().cloned().chain(new));
     }
 
-    /// Takes a new definition: columns that were added, or a new name.
-    pub fn alter(&mut self, table: Arc<TableDef>) {
-        self.table = table;
+    /// Takes a new definition. Rows in memory are put under it; versions of before keep theirs.
+    ///
+    /// # Errors
+    /// `conflict` where a column got a type that its values do not widen to, which no edit of the
+    /// metadata allows; then nothing changes.
+    pub fn alter(&mut self, table: Arc<TableDef>) -> Result<()> {
+        let conform = Conform::new(&table.schema);
+        if !only_adds(&self.table.schema, &table.schema) {
+            let frozen = self.frozen.iter().map(|each| each.conformed(&conform));
+            let frozen = frozen.collect::<Result<Arc<[_]>>>()?;
+            self.hot.conform(&conform)?;
+            self.frozen = frozen;
+        }
+        (self.table, self.conform) = (table, conform);
         self.publish();
+        Ok(())
     }
 
     /// Gives all segments to the graveyard once their readers are done: for a dropped table,
@@ -469,15 +511,37 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ids::ColumnId;
+    use crate::schema::{Column, ColumnKind, FieldType};
     use crate::storage::model::{Bench, Row, Rows, expected, rows, scan};
 
     #[derive(Debug, Clone)]
     enum Step {
         Write(Rows),
         Flush,
-        Compact { min_segments: usize },
+        Compact {
+            min_segments: usize,
+        },
         Settle,
         Reopen,
+        Rename {
+            id: u32,
+            name: String,
+        },
+        Drop {
+            id: u32,
+        },
+        /// A new column under a name that there was.
+        Add {
+            name: String,
+        },
+        Widen,
+    }
+
+    /// Names that columns of the table have or had.
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![Just("float"), Just("int"), Just("text"), Just("a"), Just("time"), Just("x")]
+            .prop_map(str::to_owned)
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -487,9 +551,14 @@ mod tests {
             1 => (2..4usize).prop_map(|min_segments| Step::Compact { min_segments }),
             1 => Just(Step::Settle),
             1 => Just(Step::Reopen),
+            1 => (1..7u32, name()).prop_map(|(id, name)| Step::Rename { id, name }),
+            1 => prop_oneof![Just(3), Just(5), Just(6)].prop_map(|id| Step::Drop { id }),
+            1 => name().prop_map(|name| Step::Add { name }),
+            1 => Just(Step::Widen),
         ]
     }
 
+    /// Writes come as they were checked before anything was altered.
     fn run(bench: &mut Bench, step: &Step, writes: &mut Vec<Rows>) {
         match step {
             Step::Write(rows) => {
@@ -502,14 +571,45 @@ mod tests {
             }
             Step::Settle => while bench.compact(100, i64::MAX) {},
             Step::Reopen => bench.reopen(),
+            Step::Rename { id, name } => bench.alter(|columns| {
+                let taken = columns.iter().any(|column| column.name == *name);
+                let column = columns.iter_mut().find(|column| column.id == ColumnId(*id));
+                if let Some(column) = column.filter(|_| !taken) {
+                    column.name.clone_from(name);
+                }
+            }),
+            Step::Drop { id } => {
+                bench.alter(|columns| columns.retain(|column| column.id != ColumnId(*id)));
+            }
+            Step::Add { name } => {
+                let next = bench.next_column();
+                bench.alter(|columns| {
+                    if columns.iter().all(|column| column.name != *name) {
+                        let (kind, field_type) = (ColumnKind::Field, FieldType::Text);
+                        columns.push(Column { id: next, name: name.clone(), kind, field_type });
+                    }
+                });
+            }
+            Step::Widen => bench.alter(|columns| {
+                for column in columns.iter_mut().filter(|column| column.id == ColumnId(5)) {
+                    column.field_type = FieldType::Float64;
+                }
+            }),
+        }
+        // What is dropped is gone from rows of before and from those that still come with it.
+        let table = bench.state.table();
+        for (bit, id) in [(2, 3), (3, 5), (4, 6)] {
+            if table.schema.columns.iter().all(|column| column.id != ColumnId(id)) {
+                writes.iter_mut().for_each(|rows| rows.columns &= !(1 << bit));
+            }
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
 
-        /// V2: flushes and compactions keep the set of rows; and a version never changes,
-        /// whatever happens to its table.
+        /// V2: flushes and compactions keep the set of rows, whatever its columns are called
+        /// meanwhile; and a version never changes, whatever happens to its table.
         #[test]
         fn a_table_agrees_with_a_map_and_its_versions_stay(
             steps in proptest::collection::vec(step(), 1..24),

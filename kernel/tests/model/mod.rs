@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 
 mod rows;
 
-use rows::{Condition, Content, Event, Row, batch, content, expected, unexpired};
+use rows::{Condition, Content, Event, F1, Row, batch, content, expected, unexpired};
 
 /// Something the store did that it must not do.
 #[derive(Debug)]
@@ -105,6 +105,7 @@ pub struct Coverage {
     pub deletes: usize,
     pub expiries: usize,
     pub installs: usize,
+    pub alters: usize,
     pub poisons: usize,
     pub recoveries: usize,
     pub survivors: usize,
@@ -120,6 +121,7 @@ impl std::ops::AddAssign for Coverage {
         self.deletes += other.deletes;
         self.expiries += other.expiries;
         self.installs += other.installs;
+        self.alters += other.alters;
         self.poisons += other.poisons;
         self.recoveries += other.recoveries;
         self.survivors += other.survivors;
@@ -316,7 +318,7 @@ impl Run {
             73..74 => self.delete(),
             74..76 => self.expire(),
             76..80 => self.create_table(),
-            80..83 => self.add_column(),
+            80..83 => self.alter_table(),
             83..85 => self.drop_table(),
             85..89 => {
                 self.inject();
@@ -391,23 +393,42 @@ impl Run {
         }
     }
 
-    fn add_column(&mut self) -> Result<(), Violation> {
+    /// Adds a column, drops one or gives one another name.
+    fn alter_table(&mut self) -> Result<(), Violation> {
         let Some(def) = self.pick_table() else { return Ok(()) };
         let mut def = TableDef::clone(&def);
-        let next = def.schema.columns.len() as u32 + 1;
-        let (name, kind, field_type) = match next % 3 {
-            0 => (format!("tag{next}"), ColumnKind::Tag, FieldType::Text),
-            1 => (format!("f{next}"), ColumnKind::Field, FieldType::Float64),
-            _ => (format!("f{next}"), ColumnKind::Field, FieldType::Text),
-        };
-        def.schema.columns.push(Column { id: ColumnId(next), name, kind, field_type });
+        let catalog = self.store().catalog();
+        let Some(meta) = catalog.table_by_id(def.id) else { return Ok(()) };
+        let columns = &mut def.schema.columns;
+        let any = self.dice.below(columns.len() as u64) as usize;
+        let name = format!("c{}", self.dice.below(6));
+        let taken = columns.iter().any(|column| column.name == name);
+        match self.dice.below(4) {
+            0 if columns[any].kind == ColumnKind::Field && columns[any].id != F1 => {
+                columns.remove(any);
+            }
+            1 if !taken => columns[any].name = name,
+            _ if taken => return Ok(()),
+            _ => {
+                let id = meta.next_column;
+                let (kind, field_type) = match id.0 % 3 {
+                    0 => (ColumnKind::Tag, FieldType::Text),
+                    1 => (ColumnKind::Field, FieldType::Float64),
+                    _ => (ColumnKind::Field, FieldType::Text),
+                };
+                columns.push(Column { id, name, kind, field_type });
+            }
+        }
         def.schema.version += 1;
-        self.say(|| format!("alter {} to version {}", def.name, def.schema.version));
+        self.say(|| format!("alter {} to {:?}", def.name, def.schema));
         if self.commit(Op::PutTable { def: def.clone() }) {
             let def = Arc::new(def);
-            if let Some(state) = self.states.get_mut(&def.id) {
-                state.alter(def.clone());
+            if let Some(state) = self.states.get_mut(&def.id)
+                && let Err(error) = state.alter(def.clone())
+            {
+                return broken(format!("table {} cannot be altered: {error}", def.name));
             }
+            self.coverage.alters += 1;
             self.tables.insert(def.id, def);
         }
         Ok(())

@@ -9,7 +9,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{Int32Type, Schema, TimestampNanosecondType};
 use arrow::util::display::array_value_to_string;
-use kymo_kernel::ids::TimeRange;
+use kymo_kernel::ids::{ColumnId, TimeRange};
 use kymo_kernel::schema::{ColumnKind, FieldType, TableDef};
 use kymo_kernel::storage::delete::Predicate;
 use kymo_kernel::storage::merge::{GroupScan, open};
@@ -20,8 +20,12 @@ use kymo_kernel::{Error, Result};
 
 use super::Dice;
 
-/// Texts by column; a column without a value is absent.
-type Values = BTreeMap<String, String>;
+/// Texts by the id of their column, which outlives its name; a column without a value is absent.
+type Values = BTreeMap<ColumnId, String>;
+
+/// The tag and the field that every table has from the start and keeps.
+pub const HOST: ColumnId = ColumnId(1);
+pub const F1: ColumnId = ColumnId(3);
 
 /// One row.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ impl Row {
     pub fn random(def: &TableDef, time: i64, counter: i64, dice: &mut Dice) -> Row {
         let (mut tags, mut fields) = (Values::new(), Values::new());
         for column in &def.schema.columns {
-            let name = column.name.clone();
+            let name = column.id;
             match column.kind {
                 ColumnKind::Tag if dice.chance(85) => {
                     tags.insert(name, ["a", "b", "c"][dice.below(3) as usize].to_owned());
@@ -60,7 +64,7 @@ impl Row {
 pub fn batch(def: &TableDef, rows: &[Row]) -> Result<RecordBatch> {
     let (mut fields, mut arrays): (Vec<_>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
     for column in &def.schema.columns {
-        let of = |row: &Row| row.tags.get(&column.name).or(row.fields.get(&column.name)).cloned();
+        let of = |row: &Row| row.tags.get(&column.id).or(row.fields.get(&column.id)).cloned();
         let values: Vec<Option<String>> = rows.iter().map(of).collect();
         if column.kind != ColumnKind::Time && values.iter().all(Option::is_none) {
             continue;
@@ -132,9 +136,9 @@ impl Condition {
         (times.first..=times.last).contains(&time)
             && match self {
                 Condition::Times(_) => true,
-                Condition::Host(host, _) => tags.get("host").is_some_and(|tag| tag == host),
+                Condition::Host(host, _) => tags.get(&HOST).is_some_and(|tag| tag == host),
                 Condition::Digit(digit) => {
-                    fields.get("f1").is_some_and(|value| value.ends_with(*digit))
+                    fields.get(&F1).is_some_and(|value| value.ends_with(*digit))
                 }
             }
     }
@@ -172,7 +176,12 @@ pub fn expected<'a>(def: &TableDef, events: impl Iterator<Item = Event<'a>>) -> 
             }),
         }
     }
-    content.values_mut().for_each(|rows| rows.sort());
+    // Values of columns that were dropped are gone, also from rows of before.
+    let has = |id: &ColumnId| def.schema.columns.iter().any(|column| column.id == *id);
+    for rows in content.values_mut() {
+        rows.iter_mut().for_each(|fields| fields.retain(|id, _| has(id)));
+        rows.sort();
+    }
     content
 }
 
@@ -223,7 +232,7 @@ fn read(def: &TableDef, batch: &RecordBatch) -> Result<Vec<(Values, i64, Values)
             let text = array_value_to_string(array, row)
                 .map_err(|error| Error::internal(error.to_string()))?;
             let part = if column.kind == ColumnKind::Tag { &mut tags } else { &mut fields };
-            part.insert(column.name.clone(), text);
+            part.insert(column.id, text);
         }
         Ok((tags, time, fields))
     };

@@ -10,6 +10,7 @@ use kymo_kernel::ids::{Position, TableId, TimeRange};
 use kymo_kernel::message::{Committed, WindowSpec};
 use kymo_kernel::observe::metrics;
 use kymo_kernel::schema::TableDef;
+use kymo_kernel::storage::conform::Conform;
 use kymo_kernel::storage::late::times;
 use kymo_kernel::storage::missed::{Missed, read_elsewhere};
 use kymo_kernel::storage::version::Version;
@@ -87,8 +88,9 @@ impl Runner {
         };
         match missed {
             Some(missed) => {
+                let definition = Conform::new(&table.schema);
                 for (position, record) in missed {
-                    let (batch, at) = (record.decode()?, self.now());
+                    let (batch, at) = (definition.batch(record.decode()?)?, self.now());
                     // What a row replaced is not in the log.
                     let late = !table.options.append_only;
                     let table = table.clone();

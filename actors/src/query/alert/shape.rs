@@ -29,10 +29,10 @@ use datafusion::logical_expr::{Expr, LogicalPlan, Operator};
 use datafusion::physical_expr::PhysicalExpr;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::schema::TableDef;
+use kymo_kernel::storage::conform::shape as fit;
 use kymo_kernel::{Error, Result};
 
 use super::super::error::from_engine;
-use super::super::scan::shape as fit;
 
 /// The column behind those of a shape's result that holds each row's time.
 const ROW_TIME: &str = "__time";

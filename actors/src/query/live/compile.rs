@@ -10,11 +10,11 @@ use datafusion::common::cast::{as_boolean_array, as_list_array};
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
+use kymo_kernel::storage::conform::shape;
 use kymo_kernel::{Error, Result};
 
 use super::super::build::BATCH_ROWS;
 use super::super::error::from_engine;
-use super::super::scan::shape;
 use super::windows::of_one_list;
 
 /// A query over one table, ready to take its commits.

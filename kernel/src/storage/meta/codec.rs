@@ -5,7 +5,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | magic: `KYME` for an edit file, `KYMS` for a checkpoint |
-//! | 4 | 4 | format version, 1 to 3; written is 3 |
+//! | 4 | 4 | format version, 1 to 4; written is 4 |
 //! | 8 | 8 | metadata version |
 //! | 16 | 8 | length of the body |
 //! | 24 | 4 | CRC32C of the body |
@@ -16,7 +16,8 @@
 //! new format version and new records beside these. New kinds of [`OpRecord`] go to its end.
 //! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
 //! format's record in a checkpoint. Format 3 added deletions, retention, continuous queries and
-//! alerts, and the records of [`keeping`], [`continuous`] and [`alerts`] behind that.
+//! alerts, and the records of [`keeping`], [`continuous`] and [`alerts`] behind that. Format 4
+//! added columns that are dropped and renamed, and the record of [`altering`] behind that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,18 +39,20 @@ use crate::storage::meta::{SegmentMeta, Snapshot, TableMeta};
 use crate::user::{ScramVerifier, User};
 
 mod alerts;
+mod altering;
 mod continuous;
 mod keeping;
 mod plugins;
 
 use alerts::{AlertRecord, AlertsRecord, ChannelRecord, SilenceRecord};
+use altering::AlteringRecord;
 use continuous::{AdvanceRecord, ContinuousRecord, ContinuousRecords, MarkRecord};
 use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
 
 const EDIT_MAGIC: [u8; 4] = *b"KYME";
 const SNAPSHOT_MAGIC: [u8; 4] = *b"KYMS";
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const ENVELOPE: usize = 32;
 
 /// The bytes of an edit file: the edits that were committed together as one version.
@@ -82,6 +85,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
         KeepingRecord::from(snapshot),
         ContinuousRecords::from(snapshot),
         AlertsRecord::from(snapshot),
+        AlteringRecord::from(snapshot),
     );
     seal(SNAPSHOT_MAGIC, snapshot.version, &body)
 }
@@ -92,24 +96,29 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>> {
 /// `corrupt`, naming the file, where the bytes do not verify.
 pub fn decode_snapshot(file: &Path, version: MetaVersion, bytes: &[u8]) -> Result<Snapshot> {
     let (format, body) = open(SNAPSHOT_MAGIC, file, version, bytes)?;
-    type Later = (KeepingRecord, ContinuousRecords, AlertsRecord);
+    type Later = (KeepingRecord, ContinuousRecords, AlertsRecord, AlteringRecord);
     let (record, plugins, later): (SnapshotRecord, PluginsRecord, Later) = match format {
         1 => (decode(file, body)?, PluginsRecord::default(), Default::default()),
         2 => {
             let (record, plugins) = decode::<(SnapshotRecord, PluginsRecord)>(file, body)?;
             (record, plugins, Default::default())
         }
-        _ => {
+        3 => {
             let (record, plugins, keeping, continuous, alerts) = decode(file, body)?;
-            (record, plugins, (keeping, continuous, alerts))
+            (record, plugins, (keeping, continuous, alerts, AlteringRecord::default()))
+        }
+        _ => {
+            let (record, plugins, keeping, continuous, alerts, altering) = decode(file, body)?;
+            (record, plugins, (keeping, continuous, alerts, altering))
         }
     };
-    let (keeping, continuous, alerts) = later;
+    let (keeping, continuous, alerts, altering) = later;
     let mut snapshot = record.into_snapshot(version);
     plugins.add_to(&mut snapshot);
     keeping.add_to(&mut snapshot);
     continuous.add_to(&mut snapshot);
     alerts.add_to(&mut snapshot);
+    altering.add_to(&mut snapshot);
     Ok(snapshot)
 }
 
@@ -788,8 +797,10 @@ impl From<TableStateRecord> for TableMeta {
     fn from(from: TableStateRecord) -> Self {
         let segments = from.segments.into_iter().map(SegmentMeta::from);
         let flushed = from.flushed.into_iter().map(Position::from);
+        let def = TableDef::from(from.def);
         TableMeta {
-            def: Arc::new(from.def.into()),
+            next_column: super::behind(&def.schema),
+            def: Arc::new(def),
             segments: segments.map(|each| (each.id, Arc::new(each))).collect(),
             flushed: flushed.map(|each| (each.partition, each)).collect(),
             deletions: 0,
@@ -811,27 +822,34 @@ mod tests {
         bytes
     }
 
-    /// What a build before deletions and retention wrote.
+    /// What a build before deletions and retention wrote, and one before columns were dropped.
     #[test]
-    fn files_of_the_second_format_are_read() {
+    fn files_of_earlier_formats_are_read() {
         let version = MetaVersion(7);
         let table = crate::storage::model::table(true);
         let by = Author { node: "node".into(), partition: PartitionId::ONLY, epoch: Epoch(0) };
         let ops = vec![Op::PutTable { def: table }];
         let edit = Edit { commit_id: Uuid::from_u128(5), by, ops };
         let snapshot = Snapshot { version, ..Snapshot::default().apply(&edit).unwrap() };
-        let second = |mut bytes: Vec<u8>| {
-            bytes[4..8].copy_from_slice(&2u32.to_le_bytes());
+        let of = |format: u32, mut bytes: Vec<u8>| {
+            bytes[4..8].copy_from_slice(&format.to_le_bytes());
             let head = crc32c::crc32c(&bytes[..28]);
             bytes[28..32].copy_from_slice(&head.to_le_bytes());
             bytes
         };
         let body = (SnapshotRecord::from(&snapshot), PluginsRecord::from(&snapshot));
         let file = Path::new("/store/meta/snap/7");
-        let bytes = second(seal(SNAPSHOT_MAGIC, version, &body).unwrap());
+        let bytes = of(2, seal(SNAPSHOT_MAGIC, version, &body).unwrap());
         assert_eq!(decode_snapshot(file, version, &bytes).unwrap(), snapshot);
-        let bytes = second(encode_edits(version, std::slice::from_ref(&edit)).unwrap());
-        assert_eq!(decode_edits(file, version, &bytes).unwrap(), [edit]);
+        let (first, second) = body;
+        let third = (KeepingRecord::from(&snapshot), ContinuousRecords::from(&snapshot));
+        let body = (first, second, third.0, third.1, AlertsRecord::from(&snapshot));
+        let bytes = of(3, seal(SNAPSHOT_MAGIC, version, &body).unwrap());
+        assert_eq!(decode_snapshot(file, version, &bytes).unwrap(), snapshot);
+        for format in [2, 3] {
+            let bytes = of(format, encode_edits(version, std::slice::from_ref(&edit)).unwrap());
+            assert_eq!(decode_edits(file, version, &bytes).unwrap(), std::slice::from_ref(&edit));
+        }
     }
 
     /// Bytes that do not verify are refused; what verifies and is no record is, too.

@@ -82,11 +82,39 @@ fn files_of_the_second_format_are_read() {
 fn a_newer_format_is_refused_by_name() {
     let version = MetaVersion(1);
     let mut bytes = codec::encode_edits(version, &[first_format()]).unwrap();
-    bytes[4] = 4;
+    bytes[4] = 5;
     let crc = crc32c::crc32c(&bytes[..28]);
     bytes[28..32].copy_from_slice(&crc.to_le_bytes());
     let error = codec::decode_edits(Path::new("e"), version, &bytes).unwrap_err();
     assert_eq!(error.code(), Code::Unsupported);
+}
+
+#[test]
+fn the_id_of_a_dropped_column_is_never_given_again() {
+    let version = MetaVersion(9);
+    let apply = |snapshot: &Snapshot, def: TableDef| {
+        snapshot.apply(&Edit { ops: vec![Op::PutTable { def }], ..first_format() })
+    };
+    let made = Snapshot::default().apply(&first_format()).unwrap();
+    let change = |version: u32, change: &dyn Fn(&mut Vec<Column>)| {
+        let mut def = table(1);
+        def.schema.version = version;
+        change(&mut def.schema.columns);
+        def
+    };
+    let dropped = change(2, &|columns| columns.truncate(2));
+    let dropped = Snapshot { version, ..apply(&made, dropped).unwrap() };
+    let bytes = codec::encode_snapshot(&dropped).unwrap();
+    let dropped = codec::decode_snapshot(Path::new("s"), version, &bytes).unwrap();
+    assert_eq!(dropped.tables[&TableId(1)].next_column, ColumnId(4));
+    let back = apply(&dropped, change(3, &|_| {})).unwrap_err();
+    assert_eq!(back.code(), Code::Conflict);
+    assert!(back.message().contains("\"usage\""), "{back}");
+    let new = change(3, &|columns| columns[2].id = ColumnId(4));
+    let new = apply(&dropped, new).unwrap();
+    assert_eq!(new.tables[&TableId(1)].next_column, ColumnId(5));
+    let text = change(2, &|columns| columns[2].field_type = FieldType::Text);
+    assert_eq!(apply(&made, text).unwrap_err().code(), Code::Conflict);
 }
 
 fn digest() -> impl Strategy<Value = Digest> {

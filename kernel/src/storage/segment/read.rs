@@ -29,7 +29,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, Result};
 use crate::ids::TimeRange;
-use crate::schema::{ColumnKind, FIELD_ID_KEY};
+use crate::schema::ColumnKind;
+use crate::storage::conform::{Places, widened};
 use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::blocks::{self, Checked};
 use crate::storage::segment::index::{self, SeriesIndex, TagFilter};
@@ -49,6 +50,7 @@ struct Open {
     meta: Arc<SegmentMeta>,
     checked: Arc<Checked>,
     arrow: ArrowReaderMetadata,
+    places: Places,
     index: SeriesIndex,
 }
 
@@ -127,7 +129,8 @@ impl SegmentReader {
         }
         let (checked, index) = load_extras(bytes, &arrow, meta, damaged)
             .map_err(|error| error.context(read_of(&meta.path)))?;
-        let open = Open { meta: meta.clone(), checked, arrow, index };
+        let places = Places::of(arrow.schema());
+        let open = Open { meta: meta.clone(), checked, arrow, places, index };
         Ok(SegmentReader { open: Arc::new(open), lease: None })
     }
 
@@ -293,9 +296,9 @@ impl SegmentReader {
 
     /// Which leaves to read, and for each field of the output its place among them.
     fn columns(&self, output: &Schema) -> (ProjectionMask, Vec<Option<usize>>) {
-        let own = self.open.arrow.schema().fields();
-        let find = |field: &Field| own.iter().position(|each| same_column(each, field));
-        let found: Vec<Option<usize>> = output.fields().iter().map(|field| find(field)).collect();
+        let (own, places) = (self.open.arrow.schema(), &self.open.places);
+        let find = |field: &Arc<Field>| places.find(own, field);
+        let found: Vec<Option<usize>> = output.fields().iter().map(find).collect();
         let mut leaves: Vec<usize> = found.iter().flatten().copied().collect();
         leaves.sort_unstable();
         leaves.dedup();
@@ -342,13 +345,6 @@ fn described<T: DeserializeOwned>(arrow: &ArrowReaderMetadata, key: &str) -> Res
         .and_then(|pair| pair.value.as_deref())
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| Error::new(Code::Corrupt, format!("its footer has no valid {key}")))
-}
-
-fn same_column(own: &Field, wanted: &Field) -> bool {
-    match (own.metadata().get(FIELD_ID_KEY), wanted.metadata().get(FIELD_ID_KEY)) {
-        (Some(a), Some(b)) => a == b,
-        _ => own.name() == wanted.name(),
-    }
 }
 
 fn page_rows(
@@ -410,10 +406,11 @@ pub struct SegmentScan {
 impl SegmentScan {
     fn shape(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let fill = |(place, field): (&Option<usize>, &Arc<Field>)| match place {
-            Some(place) => batch.column(*place).clone(),
-            None => new_null_array(field.data_type(), batch.num_rows()),
+            Some(place) => widened(batch.column(*place), field),
+            None => Ok(new_null_array(field.data_type(), batch.num_rows())),
         };
-        let columns = self.places.iter().zip(self.output.fields()).map(fill).collect();
+        let columns = self.places.iter().zip(self.output.fields()).map(fill);
+        let columns = columns.collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         RecordBatch::try_new_with_options(self.output.clone(), columns, &options)
             .map_err(|error| corrupt(&self.reader.meta().path, error))

@@ -5,7 +5,7 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
 
 use crate::ids::ColumnId;
-use crate::schema::FIELD_ID_KEY;
+use crate::schema::column_id;
 use crate::storage::meta::{ColumnStats, Scalar};
 
 /// The statistics of all columns. Columns that hold a NaN, marked in `nan`, get no bounds:
@@ -14,8 +14,7 @@ pub(super) fn of(footer: &ParquetMetaData, schema: &Schema, nan: &[bool]) -> Vec
     let columns = schema.fields().iter().zip(nan).enumerate();
     columns
         .filter_map(|(place, (field, nan))| {
-            let id = field.metadata().get(FIELD_ID_KEY)?.parse().ok()?;
-            Some(column(footer, place, field, ColumnId(id), *nan))
+            Some(column(footer, place, field, column_id(field)?, *nan))
         })
         .collect()
 }
