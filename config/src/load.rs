@@ -130,6 +130,9 @@ pub fn print(settings: &Settings) -> String {
     if shown.auth.admin_password.is_some() {
         shown.auth.admin_password = Some(REDACTED.to_owned());
     }
+    if !shown.storage.secret_access_key.is_empty() {
+        shown.storage.secret_access_key = REDACTED.to_owned();
+    }
     for channel in shown.alerts.channels.values_mut().filter(|it| !it.secret.is_empty()) {
         channel.secret = REDACTED.to_owned();
     }

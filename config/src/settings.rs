@@ -34,7 +34,7 @@ section! {
         /// The cluster that it belongs to.
         cluster: Cluster = Cluster::default(),
         /// Where segments and metadata lie.
-        store: Store = Store::default(),
+        storage: Storage = Storage::default(),
         /// Where the durable log lies.
         log: Log = Log::default(),
         /// Sockets and the data folder.
@@ -87,7 +87,7 @@ section! {
 section! {
     /// The cluster that the node belongs to.
     Cluster {
-        /// Name of the cluster; the prefix of its objects in a bucket.
+        /// Name of the cluster; a bucket's prefix is part of `storage.url`.
         name: String = "kymo".to_owned(),
         /// Number of log partitions. One process serves one partition today.
         partitions: u16 = 1,
@@ -96,9 +96,37 @@ section! {
 
 section! {
     /// Where segments and metadata lie.
-    Store {
-        /// Empty for the data folder of this machine, the only place today.
+    Storage {
+        /// `s3://bucket/prefix`, or empty for the data folder of this machine.
         url: String = String::new(),
+        /// Address of the service; empty for Amazon S3.
+        endpoint: String = String::new(),
+        /// Region of the bucket; empty for `AWS_REGION`, or us-east-1.
+        region: String = String::new(),
+        /// Access key; empty for the usual `AWS_…` variables or the machine's own credentials.
+        access_key_id: String = String::new(),
+        /// Secret of that key.
+        secret_access_key: String = String::new(),
+        /// Whether the service may be talked to without TLS.
+        allow_http: bool = false,
+        /// Time for a connection to come about.
+        connect_timeout_ms: u64 = 5_000,
+        /// Time for one request, its body included.
+        request_timeout_ms: u64 = 30_000,
+        /// Attempts after the first one, of one request.
+        max_retries: usize = 5,
+        /// Time after which a request is not tried again.
+        retry_timeout_ms: u64 = 60_000,
+        /// Objects above are uploaded in parts of this size.
+        part_bytes: u64 = 16 * MIB,
+        /// Memory for pieces of segments that were read.
+        cache_bytes: u64 = 256 * MIB,
+        /// Time for which a change of the metadata is tried before the server stops.
+        commit_timeout_ms: u64 = 600_000,
+        /// Time between two looks for another server that has taken over.
+        watch_ms: u64 = 1_000,
+        /// Whether to go on without rows that may lie in the journal of another server.
+        take_over: bool = false,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, ToSocketAddrs};
 
 use crate::load::{Problem, REDACTED};
-use crate::settings::{AlertChannel, Alerts, Plugins, Settings};
+use crate::settings::{AlertChannel, Alerts, Plugins, Settings, Storage};
 use crate::span::Span;
 
 /// Every rule that `settings` break. `place` tells where the value of a key came from.
@@ -18,6 +18,7 @@ pub fn check(settings: &Settings, place: &dyn Fn(&str) -> String) -> Vec<Problem
     rules.plugins(&settings.plugins);
     rules.channels(&settings.alerts);
     rules.today(settings);
+    rules.storage(&settings.storage);
     rules.together(settings);
     rules.found
 }
@@ -223,6 +224,12 @@ impl Rules<'_> {
             ("alerts.retry_first_ms", s.alerts.retry_first_ms),
             ("alerts.resend_ms", s.alerts.resend_ms),
             ("alerts.max_request_alerts", s.alerts.max_request_alerts as u64),
+            ("storage.connect_timeout_ms", s.storage.connect_timeout_ms),
+            ("storage.request_timeout_ms", s.storage.request_timeout_ms),
+            ("storage.retry_timeout_ms", s.storage.retry_timeout_ms),
+            ("storage.cache_bytes", s.storage.cache_bytes),
+            ("storage.commit_timeout_ms", s.storage.commit_timeout_ms),
+            ("storage.watch_ms", s.storage.watch_ms),
             ("pg.max_message_bytes", s.pg.max_message_bytes),
             ("pg.max_statements", s.pg.max_statements as u64),
             ("pg.max_statement_bytes", s.pg.max_statement_bytes),
@@ -366,11 +373,45 @@ impl Rules<'_> {
             format!("a log of kind {:?} is not offered yet", s.log.kind),
             "use \"local\"",
         );
+    }
+
+    fn storage(&mut self, s: &Storage) {
+        let named = |scheme: &str| s.url.strip_prefix(scheme).is_some_and(has_bucket);
         self.need(
-            s.store.url.is_empty(),
-            "store.url",
-            format!("a store at {:?} is not offered yet", s.store.url),
-            "leave it empty; server.data_dir says where data lies",
+            s.url.is_empty() || named("s3://") || named("memory://"),
+            "storage.url",
+            format!("{:?} names no bucket", s.url),
+            "use s3://bucket/prefix, or leave it empty for the data folder",
+        );
+        self.need(
+            s.endpoint.is_empty() || is_http(&s.endpoint),
+            "storage.endpoint",
+            format!("{:?} is no address", s.endpoint),
+            "use https://host:port, or leave it empty for Amazon S3",
+        );
+        self.need(
+            !s.endpoint.starts_with("http://") || s.allow_http,
+            "storage.endpoint",
+            format!("{:?} is without TLS", s.endpoint),
+            "use https://…, or set storage.allow_http = true",
+        );
+        self.need(
+            s.access_key_id.is_empty() == s.secret_access_key.is_empty(),
+            "storage.secret_access_key",
+            "an access key and its secret go together",
+            "set storage.access_key_id and storage.secret_access_key, or neither",
+        );
+        self.need(
+            s.secret_access_key != REDACTED,
+            "storage.secret_access_key",
+            "is the placeholder of printed settings",
+            "put the real secret there, or leave it out",
+        );
+        self.need(
+            s.part_bytes >= MIN_PART,
+            "storage.part_bytes",
+            format!("{} is less than a part may have", s.part_bytes),
+            format!("use {MIN_PART} or more"),
         );
     }
 
@@ -412,6 +453,19 @@ impl Rules<'_> {
             );
         }
     }
+}
+
+/// The smallest part of an upload that S3 takes, but for the last one.
+const MIN_PART: u64 = 5 << 20;
+
+/// Whether what follows the scheme of an address names a bucket, and a prefix if anything.
+fn has_bucket(rest: &str) -> bool {
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+fn is_http(address: &str) -> bool {
+    address.starts_with("http://") || address.starts_with("https://")
 }
 
 fn looks_like_name(host: &str) -> bool {
@@ -477,7 +531,14 @@ mod tests {
             ("ingest.max_body_bytes", |s| s.journal.max_record_bytes = 1),
             ("cluster.partitions", |s| s.cluster.partitions = 2),
             ("log.kind", |s| s.log.kind = "nats".into()),
-            ("store.url", |s| s.store.url = "s3://bucket".into()),
+            ("storage.url", |s| s.storage.url = "s3://".into()),
+            ("storage.url", |s| s.storage.url = "s3://bucket/../other".into()),
+            ("storage.url", |s| s.storage.url = "ftp://bucket".into()),
+            ("storage.endpoint", |s| s.storage.endpoint = "minio:9000".into()),
+            ("storage.endpoint", |s| s.storage.endpoint = "http://minio:9000".into()),
+            ("storage.secret_access_key", |s| s.storage.access_key_id = "key".into()),
+            ("storage.part_bytes", |s| s.storage.part_bytes = 5 << 19),
+            ("storage.cache_bytes", |s| s.storage.cache_bytes = 0),
             ("server.tls_cert", |s| s.server.tls_cert = Some("cert.pem".into())),
             ("server.tls_key", |s| s.server.tls_key = Some("key.pem".into())),
             ("plugins.max_instances", |s| s.plugins.max_instances = 0),

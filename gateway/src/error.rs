@@ -53,6 +53,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::Starting
         | Code::ShuttingDown
         | Code::DiskFull
+        | Code::Unreachable
         | Code::Poisoned
         | Code::Locked
         | Code::Fenced
@@ -108,7 +109,7 @@ pub fn sqlstate(code: Code) -> &'static str {
         Code::Starting => "57P03",
         Code::Down | Code::ShuttingDown => "57P01",
         Code::DiskFull => "53100",
-        Code::Io => "58030",
+        Code::Io | Code::Unreachable => "58030",
         Code::Corrupt => "XX001",
         Code::Poisoned => "57P02",
         Code::Locked | Code::Fenced => "55006",

@@ -3,12 +3,12 @@
 //! Everything that keeps data or takes decisions receives an [`Env`] instead of asking the
 //! operating system, so that the same code runs on a real machine ([`real`]) and under a
 //! seed, with a disk that forgets, tears and fills up ([`sim`]). [`failpoint`] makes either disk fail at
-//! a chosen step.
+//! a chosen step; [`crate::bucket`] puts some of the files elsewhere.
 
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,24 @@ pub trait Disk: Send + Sync + 'static {
     /// Takes the exclusive lock of a file, creating it; released when the guard is dropped
     /// or the process ends. `WouldBlock` if somebody else holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    /// The place that other machines reach too, where some of the files lie in one.
+    fn shared(&self) -> Option<&dyn Shared> {
+        None
+    }
+}
+
+/// A place that other machines reach too: a bucket.
+///
+/// Its files get their content before their name and never change it: one is created and
+/// appended to under a temporary name, which nobody else sees, and published with
+/// [`Disk::link`], which fails where the name exists. Its folders are there without being made.
+pub trait Shared {
+    /// Its address, for people and to tell two places apart.
+    fn address(&self) -> &str;
+    /// All files below a folder.
+    fn files_below(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+    /// Whether a name that exists is refused to whoever comes second, found out by trying.
+    fn is_exclusive(&self, attempt: u64) -> io::Result<bool>;
 }
 
 /// An open file of a [`Disk`]. Reading takes `&self`, so that one handle serves many readers.

@@ -116,6 +116,8 @@ codes! {
     DiskFull = "disk_full",
     /// The operating system reported an I/O error.
     Io = "io_error",
+    /// The bucket that the store lies in did not do what was asked.
+    Unreachable = "storage_unreachable",
     /// Stored bytes do not verify.
     Corrupt = "corrupt",
     /// The store refused to go on after an earlier error in a durable path.
@@ -182,8 +184,18 @@ impl Error {
                 | std::io::ErrorKind::QuotaExceeded
                 | std::io::ErrorKind::FileTooLarge
         );
-        let code = if full { Code::DiskFull } else { Code::Io };
-        Error::new(code, format!("{what}: {source}")).with_source(source)
+        // No local disk reports this kind: `crate::bucket` does.
+        let remote = source.kind() == std::io::ErrorKind::HostUnreachable;
+        let code = match (full, remote) {
+            (true, _) => Code::DiskFull,
+            (_, true) => Code::Unreachable,
+            _ => Code::Io,
+        };
+        let error = Error::new(code, format!("{what}: {source}")).with_source(source);
+        match remote {
+            true => error.with_hint("look whether the bucket of storage.url answers; try again"),
+            false => error,
+        }
     }
 
     /// A defect of ours: a state that should not exist.
@@ -249,7 +261,7 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self.0.code {
             Code::Busy | Code::Down => Retry::After(Duration::from_secs(1)),
-            Code::Starting | Code::ShuttingDown | Code::LimitReached => {
+            Code::Starting | Code::ShuttingDown | Code::LimitReached | Code::Unreachable => {
                 Retry::After(Duration::from_secs(5))
             }
             Code::DiskFull => Retry::After(Duration::from_secs(30)),

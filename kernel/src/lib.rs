@@ -4,13 +4,14 @@
 //! (the only file that knows actix, with [`pools`]), [`supervise`] and [`shutdown`];
 //! [`simulate`] runs them on one thread. The second keeps data: [`storage`] is the
 //! durable store as a plain library, without actors and without SQL, over the outside
-//! world of [`mod@env`]. Both share [`error`], [`ids`], [`schema`], [`observe`] and
+//! world of [`mod@env`], or in a [`bucket`]. Both share [`error`], [`ids`], [`schema`], [`observe`] and
 //! [`invariant`]; [`message`] names everything that crosses an actor boundary.
 //!
 //! The kernel never imports DataFusion, axum, pgwire or wasmtime.
 
 pub mod actor;
 pub mod alert;
+pub mod bucket;
 pub mod cancel;
 pub mod continuous;
 pub mod digest;

@@ -8,6 +8,7 @@
 //! | foreground | short computing that a caller waits for: parsing, password hashes | one a core |
 //! | arbiters | actors, by [`Group`]; timers and sockets belong to the I/O runtime | 4 groups |
 //! | threads | what must not share: the journal, the watchdog | one each |
+//! | own | the client of a bucket, whose callers block ([`OwnRuntime`]) | 2 |
 //!
 //! Nothing is spawned without a name and an owner: dropping a [`Task`] or a [`TaskGroup`]
 //! stops what it owns. [`Pools::here`] maps all of it onto the current `LocalSet`: the same
@@ -351,6 +352,46 @@ fn be_nice(niceness: i32) {
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) };
     if result != 0 {
         tracing::debug!(niceness, "thread priority not lowered");
+    }
+}
+
+/// A runtime of its own for a client whose callers block: they may stand on any thread, also on
+/// one of another runtime, and never wait for themselves.
+pub struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    /// Starts `threads` threads with a name.
+    ///
+    /// # Errors
+    /// [`Code::Io`] if the operating system refuses a thread.
+    pub fn start(name: &str, threads: usize) -> Result<OwnRuntime> {
+        let made = runtime(name, threads, 1, 0);
+        let made = made.map_err(|error| Error::io(format!("start the runtime {name}"), error))?;
+        Ok(OwnRuntime(Some(made)))
+    }
+
+    /// Runs a future on it and waits for its output; `None` where it panicked or the runtime
+    /// is gone. Blocks; must not be called on its own threads.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.0.as_ref()?.spawn(async move {
+            let output = future.await;
+            // The receiver waits below for as long as this exists.
+            let _ = sender.send(output);
+        });
+        receiver.recv().ok()
+    }
+}
+
+/// May go inside asynchronous code, where waiting for a runtime's end would panic.
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

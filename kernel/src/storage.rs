@@ -12,6 +12,7 @@
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
 //! | [`missed`], [`changes`] | rows read back from the log: of one table, of all as a feed |
+//! | [`owner`] | which folder a store in a bucket belongs to |
 //! | [`integrity`], [`backup`] | checking and repairing a closed store, copying an open one |
 //!
 //! **Write path**: a writer encodes a batch ([`log::Record::encode`]) and hands it to
@@ -77,6 +78,7 @@ pub mod missed;
 #[cfg(test)]
 mod model;
 pub mod overlap;
+pub mod owner;
 pub mod poison;
 pub mod recover;
 pub mod segment;
@@ -103,6 +105,8 @@ pub struct Store {
     components: Arc<Components>,
     /// How many backups ask that no file goes; locked while files are deleted.
     holds: Mutex<usize>,
+    /// Who holds the store, where its files lie in a bucket.
+    owner: Option<owner::Owner>,
     /// Held for as long as the store is open.
     _lock: Box<dyn Any + Send + Sync>,
 }
@@ -325,6 +329,10 @@ impl Store {
         if *holds > 0 {
             return Ok(0);
         }
+        if self.owner.is_some() {
+            // Somebody who took over may name again what this process lets go: a component.
+            self.committer.confirm()?;
+        }
         let segments = self.garbage.collect(&self.env, &self.tables.files, || self.catalog());
         let grace = self.garbage.grace();
         let components = self.components.collect(&self.env, grace, || self.catalog());
@@ -382,10 +390,31 @@ impl Store {
         }
     }
 
-    /// Makes everything queued durable and refuses more. The lock goes with the last owner.
+    /// Makes everything queued durable and refuses more. The lock goes with the last owner. A
+    /// bucket is let go where segments hold all rows of the journal.
     pub fn close(&self) {
         self.journal.close();
+        self.committer.hurry();
+        if let Err(error) = self.let_go() {
+            tracing::warn!(%error, "the bucket stays with this data folder");
+        }
         self.committer.close();
+    }
+
+    fn let_go(&self) -> Result<()> {
+        let Some(owner) = &self.owner else { return Ok(()) };
+        let catalog = self.catalog();
+        let mut files = self.log_files.all();
+        files.push(self.journal.extent());
+        let mut tables = files.iter().flat_map(|file| &file.tables);
+        if self.poison.cause().is_some() || !tables.all(|(id, last)| covered(&catalog, *id, *last))
+        {
+            return Ok(());
+        }
+        let own = catalog.nodes.values().find(|node| node.instance == owner.id);
+        let Some(node) = own.map(owner::released) else { return Ok(()) };
+        self.commit(vec![Op::Node { node }])?;
+        owner::release(&self.env, &self.root, owner)
     }
 }
 

@@ -542,15 +542,22 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
 }
 
 /// Settings that tell about the machine and its accounts: for administrators only.
-const GUARDED: [&str; 7] = [
+const GUARDED: [&str; 9] = [
     "alerts.channels.",
     "alerts.rules_dir",
     "auth.",
     "plugins.install_folder",
     "server.data_dir",
     "server.tls_",
-    "store.url",
+    "storage.access_key_id",
+    "storage.endpoint",
+    "storage.url",
 ];
+
+/// Whether a setting is one that nobody is shown.
+fn is_secret(name: &str) -> bool {
+    ["password", ".secret"].iter().any(|part| name.contains(part))
+}
 
 /// Every setting of the server by its full name. Secrets are not shown.
 fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
@@ -560,9 +567,7 @@ fn settings(inspector: &Inspector, session: &SessionContext) -> Vec<Vec<Cell>> {
     }
     let row = |(name, value): (String, Option<String>)| {
         let value = match value {
-            Some(_) if name.contains("password") || name.ends_with(".secret") => {
-                Cell::Text("***".to_owned())
-            }
+            Some(_) if is_secret(&name) => Cell::Text("***".to_owned()),
             Some(_) if !session.admin && GUARDED.iter().any(|each| name.starts_with(each)) => {
                 Cell::Text(HIDDEN.to_owned())
             }

@@ -12,6 +12,7 @@ use kymo_actors::System;
 use kymo_actors::boot::Clients;
 use kymo_actors::plugin_manager::Download;
 use kymo_config::Settings;
+use kymo_kernel::bucket;
 use kymo_kernel::env::failpoint::{self, Holds};
 use kymo_kernel::env::real;
 use kymo_kernel::message::Ddl;
@@ -54,7 +55,10 @@ pub fn start(settings: Settings) -> Result<Running> {
     let telemetry = observe::init(&settings.observe, TraceSettings::from_env())?;
     let pools = Pools::start(PoolSizes::of(&settings, PoolSizes::cores()))?;
     let signals = pools.block_on(async { Signals::new() })??;
-    let env = failpoint::armed(real::env(), &settings.server.data_dir, Holds::Store)?;
+    let folder = &settings.server.data_dir;
+    // Steps that fail on purpose are those of the store, wherever its files lie.
+    let env = bucket::attached(real::env(), folder, &settings.storage)?;
+    let env = failpoint::armed(env, folder, Holds::Store)?;
     let clients = Clients {
         download: Client::new(&settings.plugins)?.map(|it| Arc::new(it) as Arc<dyn Download>),
         post: Some(Arc::new(Sender::new(&settings.alerts, Arc::clone(&env.clock))?)),

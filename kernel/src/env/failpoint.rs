@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::env::{Disk, DiskFile, Entry, Env};
+use crate::env::{Disk, DiskFile, Entry, Env, Shared};
 use crate::error::{Code, Error, Result};
 
 /// The variable of the environment that a server takes its failpoints from.
@@ -580,6 +580,10 @@ impl Disk for Failpoints {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         self.state.alive()?;
         self.disk.lock(path)
+    }
+
+    fn shared(&self) -> Option<&dyn Shared> {
+        self.disk.shared()
     }
 }
 

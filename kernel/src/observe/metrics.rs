@@ -150,6 +150,29 @@ families! {
 }
 
 families! {
+    /// The bucket.
+    ObjectMetrics {
+        /// Requests that ended, by operation and outcome: `ok`, `missing`, `exists` or `failed`.
+        /// Each counts once, however often it was tried.
+        requests: IntCounterVec = "kymo_objects_requests_total" ["operation", "outcome"],
+        /// Time of a request, with all attempts.
+        request_seconds: HistogramVec = "kymo_objects_request_seconds" ["operation"] buckets SLOW,
+        /// Bytes of objects, by whether they were `read` or `written`.
+        bytes: IntCounterVec = "kymo_objects_bytes_total" ["direction"],
+        /// Pieces of segments that a read wanted, by whether they were in memory: `hit` or `missed`.
+        cache: IntCounterVec = "kymo_objects_cache_total" ["outcome"],
+        /// Memory for pieces of segments.
+        cache_bytes: IntGauge = "kymo_objects_cache_bytes",
+        /// Whether the last request was answered (1) or not (0).
+        reachable: IntGauge = "kymo_objects_reachable",
+        /// Puts that seemed to fail and had succeeded, found by reading the object back.
+        settled: IntCounter = "kymo_objects_settled_puts_total",
+        /// Times that an edit of the metadata was tried again because its outcome was unknown.
+        retried_commits: IntCounter = "kymo_objects_retried_commits_total",
+    }
+}
+
+families! {
     /// Writing, whatever the protocol.
     IngestMetrics {
         /// Rows accepted, by protocol.
@@ -380,6 +403,8 @@ pub struct Metrics {
     pub journal: JournalMetrics,
     /// The store.
     pub store: StoreMetrics,
+    /// The bucket.
+    pub objects: ObjectMetrics,
     /// Writing.
     pub ingest: IngestMetrics,
     /// HTTP.
@@ -412,6 +437,7 @@ impl Metrics {
             actors: ActorMetrics::new(&registry),
             journal: JournalMetrics::new(&registry),
             store: StoreMetrics::new(&registry),
+            objects: ObjectMetrics::new(&registry),
             ingest: IngestMetrics::new(&registry),
             http: HttpMetrics::new(&registry),
             pg: PgMetrics::new(&registry),

@@ -19,7 +19,7 @@
 //! Because segments and components never change, a further backup copies only new ones.
 //!
 //! A place is anything that segments can be kept in ([`SegmentStore`]) and that lists names:
-//! a folder today, a bucket by one more implementation.
+//! a folder, or a bucket by way of [`crate::bucket::place`].
 
 use std::io::{self, Write};
 use std::path::Path;

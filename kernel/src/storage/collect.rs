@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::env::Env;
+use crate::env::{Env, Shared};
 use crate::error::{Error, Result};
 use crate::storage::meta::{SegmentMeta, Snapshot};
 use crate::storage::version::SegmentFiles;
@@ -109,11 +109,37 @@ pub fn sweep(env: &Env, root: &Path, head: &Snapshot) -> Result<usize> {
         return Ok(0);
     }
     let mut removed = 0;
-    sweep_folder(env, &folder, DATA, &named, &mut removed)?;
+    match env.disk.shared() {
+        Some(shared) => sweep_shared(env, shared, root, &named, &mut removed)?,
+        None => drop(sweep_folder(env, &folder, DATA, &named, &mut removed)?),
+    }
     if removed > 0 {
         tracing::info!(files = removed, "files of interrupted flushes and merges removed");
     }
     Ok(removed)
+}
+
+/// One listing of a bucket has everything, and there are no folders to remove.
+fn sweep_shared(
+    env: &Env,
+    shared: &dyn Shared,
+    root: &Path,
+    named: &HashSet<&str>,
+    removed: &mut usize,
+) -> Result<()> {
+    let folder = root.join(DATA);
+    for path in shared.files_below(&folder).map_err(|error| list_error(&folder, error))? {
+        let parts = path.strip_prefix(root).unwrap_or(&path).iter();
+        let key = parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+        if named.contains(key.as_str()) {
+            continue;
+        }
+        match env.disk.remove(&path) {
+            Ok(()) => *removed += 1,
+            Err(error) => tracing::warn!(object = key, %error, "object could not be removed"),
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether the folder is empty now.

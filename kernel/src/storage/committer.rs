@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -14,6 +15,8 @@ use uuid::Uuid;
 
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
+use crate::ids::MetaVersion;
+use crate::observe::metrics;
 use crate::storage::journal::Drive;
 use crate::storage::meta::{Author, Edit, Op, Snapshot};
 use crate::storage::metalog::{AppendError, MetaLog};
@@ -33,7 +36,26 @@ pub struct Habits {
     pub drive: Drive,
     /// Versions between two checkpoints.
     pub checkpoint_every: u64,
+    /// How long an edit is tried while the log cannot be reached.
+    pub patience: Duration,
+    /// How often to look for another owner; never, where nobody else can reach the log.
+    pub watch: Option<Duration>,
 }
+
+impl Habits {
+    /// Those of a log that nobody else can reach.
+    #[must_use]
+    pub fn alone(drive: Drive, checkpoint_every: u64) -> Habits {
+        Habits { drive, checkpoint_every, patience: Duration::ZERO, watch: None }
+    }
+}
+
+/// The first pause before an edit is tried again; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often an edit is tried where there are no threads and so no pauses.
+const TRIES: u32 = 8;
 
 /// Changes metadata; see the module.
 pub struct Committer {
@@ -59,6 +81,8 @@ struct Shared {
 struct Queue {
     proposals: Vec<(Vec<Op>, Committed)>,
     closed: bool,
+    /// A log that cannot be reached is not waited for any more.
+    hurried: bool,
 }
 
 impl Committer {
@@ -100,6 +124,14 @@ impl Committer {
         self.shared.head.load_full()
     }
 
+    /// Makes sure that this is still the owner. Blocks on the log.
+    ///
+    /// # Errors
+    /// `fenced` where another one has appended, which stops the store; I/O errors.
+    pub fn confirm(&self) -> Result<()> {
+        self.shared.confirm()
+    }
+
     /// Proposes an atomic change; `done` is called when it is durable and published, or
     /// refused. Returns at once, except under [`Drive::Manual`], where the caller does the work.
     pub fn propose(&self, ops: Vec<Op>, done: Committed) {
@@ -118,8 +150,15 @@ impl Committer {
         }
     }
 
+    /// From now on a log that cannot be reached is not waited for: the process is to end.
+    pub fn hurry(&self) {
+        self.shared.queue.lock().hurried = true;
+        self.shared.wake.notify_all();
+    }
+
     /// Commits what was proposed and refuses more.
     pub fn close(&self) {
+        self.hurry();
         self.shared.queue.lock().closed = true;
         self.shared.wake.notify_all();
         let thread = self.thread.lock().take();
@@ -153,14 +192,46 @@ impl Shared {
                 if queue.closed {
                     return;
                 }
-                self.wake.wait(&mut queue);
+                match self.habits.watch {
+                    None => self.wake.wait(&mut queue),
+                    Some(period) => {
+                        if self.wake.wait_for(&mut queue, period).timed_out() {
+                            break;
+                        }
+                    }
+                }
             }
+            let idle = queue.proposals.is_empty();
             drop(queue);
+            if idle {
+                self.watch();
+                continue;
+            }
             let round = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.step()));
             if round.is_err() {
                 self.poison.poison(Error::internal("the metadata thread panicked"));
             }
         }
+    }
+
+    /// Looks for another owner, who may have come while there was nothing to commit.
+    fn watch(&self) {
+        if self.poison.cause().is_none()
+            && let Err(error) = self.confirm()
+        {
+            tracing::debug!(%error, "could not look for another owner");
+        }
+    }
+
+    fn confirm(&self) -> Result<()> {
+        // Held while a version is made: our own next edit is no sign of somebody else.
+        let _making = self.making.lock();
+        self.poison.check()?;
+        let head = self.head.load().version;
+        let Some(others) = self.log.after(head)? else { return Ok(()) };
+        let error = fenced(&others);
+        self.poison.poison(error.clone());
+        Err(error)
     }
 
     fn step(&self) {
@@ -196,7 +267,7 @@ impl Shared {
         mut next: Snapshot,
         edits: &[Edit],
     ) -> Result<Arc<Snapshot>> {
-        match self.log.append(before.version, edits) {
+        match self.append_patiently(before.version, edits) {
             Ok(version) => next.version = version,
             Err(error) => {
                 let error = as_error(error);
@@ -217,6 +288,47 @@ impl Shared {
         Ok(next)
     }
 
+    /// Appends, again and again while the log cannot be reached.
+    fn append_patiently(
+        &self,
+        expect: MetaVersion,
+        edits: &[Edit],
+    ) -> Result<MetaVersion, AppendError> {
+        let began = self.env.clock.monotonic();
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let error = match self.log.append(expect, edits) {
+                Err(AppendError::Unreachable(error)) => error,
+                outcome => return outcome,
+            };
+            let waited = self.env.clock.monotonic().saturating_sub(began);
+            if waited >= self.habits.patience || !self.pause(attempt, pause) {
+                let error = error.context("whether a change of the metadata counts is unknown");
+                return Err(AppendError::Io(error));
+            }
+            metrics().objects.retried_commits.inc();
+            tracing::warn!(%error, attempt, "a change of the metadata is tried again");
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+        unreachable!("attempts have no end")
+    }
+
+    /// Waits before the next attempt; false where there is to be none.
+    fn pause(&self, attempt: u32, pause: Duration) -> bool {
+        if self.habits.drive == Drive::Manual {
+            return attempt < TRIES;
+        }
+        let end = self.env.clock.monotonic() + pause;
+        let mut queue = self.queue.lock();
+        loop {
+            let rest = end.saturating_sub(self.env.clock.monotonic());
+            if queue.hurried || rest.is_zero() {
+                return !queue.hurried;
+            }
+            self.wake.wait_for(&mut queue, rest);
+        }
+    }
+
     fn commit_id(&self) -> Uuid {
         let mut bytes = [0; 16];
         self.env.random.fill(&mut bytes);
@@ -226,11 +338,19 @@ impl Shared {
 
 fn as_error(error: AppendError) -> Error {
     match error {
-        AppendError::Conflict(others) => Error::new(
-            Code::Fenced,
-            format!("another process wrote {} versions of the metadata", others.len()),
-        )
-        .with_hint("only one server may use a data folder; stop the other one"),
-        AppendError::Fenced(error) | AppendError::Io(error) => error,
+        AppendError::Conflict(others) => fenced(&others),
+        AppendError::Fenced(error) | AppendError::Io(error) | AppendError::Unreachable(error) => {
+            error
+        }
     }
+}
+
+/// Another owner has appended what comes after our last version.
+fn fenced(others: &[Edit]) -> Error {
+    let whom = others.first().map(|edit| &edit.by).map_or_else(
+        || "another process".to_owned(),
+        |by| format!("node {:?} with epoch {}", by.node, by.epoch),
+    );
+    Error::new(Code::Fenced, format!("{whom} has taken over the store, this server stops"))
+        .with_hint("only one server may use a store; keep this data folder, its journal may hold rows that the other server does not have")
 }

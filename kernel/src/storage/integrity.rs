@@ -23,6 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::ids::PartitionId;
 use crate::storage::backup::refuse_unfinished;
 use crate::storage::meta::Snapshot;
+use crate::storage::owner::refuse_astray;
 use crate::storage::recover::lock;
 
 mod journal;
@@ -135,6 +136,7 @@ pub(super) fn lock_existing(
         .with_hint("name the folder that server.data_dir names for the server"));
     }
     refuse_unfinished(env, root)?;
+    refuse_astray(env, root)?;
     lock(env, root)
 }
 

@@ -156,7 +156,7 @@ pub struct Assignment {
 pub struct NodeMeta {
     /// Its name.
     pub id: String,
-    /// This start of it.
+    /// This start of it; of a store in a bucket the folder with its journal, nil once it let go.
     pub instance: Uuid,
     /// What it does.
     pub roles: Vec<String>,

@@ -6,13 +6,20 @@
 //! the name exists: that is how a second writer of the same version is found out, and the
 //! same primitive (create-only put) exists on every object store.
 //!
+//! In a bucket an owner that was stopped for long and goes on must still be found out, though
+//! the edits since were let go. Its next number is that of the edit with which another owner
+//! began, so these edits stay: `meta/fence/%020d` names them.
+//!
 //! Opening reads the newest checkpoint and the edits after it. The checkpoint before it and the
 //! edits between the two stay as a spare: from them `kymo repair` makes the newest again. Since
 //! each version is durable before the next is begun, a gap or a file that does not verify is
 //! damage, never a crash.
 
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
@@ -23,12 +30,15 @@ use crate::storage::meta::{Edit, FEATURE_LEVEL, Snapshot};
 /// Why an append did not happen.
 #[derive(Debug)]
 pub enum AppendError {
-    /// Others were first: what they appended after the expected version.
-    Conflict(Vec<(MetaVersion, Vec<Edit>)>),
+    /// Others were first: what they appended as the version after the expected one.
+    Conflict(Vec<Edit>),
     /// This owner has been replaced.
     Fenced(Error),
     /// The log could not be written; whether the edit counts is unknown.
     Io(Error),
+    /// The log could not be reached, and whether the edits count is unknown. Appending the very
+    /// same ones again finds out: they count once.
+    Unreachable(Error),
 }
 
 /// An ordered log of metadata edits. Calls block: they belong on the committer's thread.
@@ -51,6 +61,12 @@ pub trait MetaLog: Send + Sync {
     /// `corrupt` naming the file; I/O errors.
     fn tail(&self, from: MetaVersion) -> Result<Vec<(MetaVersion, Vec<Edit>)>>;
 
+    /// What was appended as the version after this one, if anything. Asks the log, cheaply.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file; I/O errors.
+    fn after(&self, version: MetaVersion) -> Result<Option<Vec<Edit>>>;
+
     /// Lets the log forget the edits up to this snapshot's version.
     ///
     /// # Errors
@@ -58,11 +74,14 @@ pub trait MetaLog: Send + Sync {
     fn checkpoint(&self, snapshot: &Snapshot) -> Result<()>;
 }
 
-/// The metadata log in the data folder.
+/// The metadata log in files, below the data folder or in a bucket.
 pub struct LocalMetaLog {
     env: Env,
     log: PathBuf,
     snap: PathBuf,
+    fence: PathBuf,
+    /// Whether this owner has fenced off those before it.
+    fenced: AtomicBool,
 }
 
 const EDIT: &str = ".edit";
@@ -74,7 +93,9 @@ impl LocalMetaLog {
     /// # Errors
     /// I/O errors.
     pub fn open(env: Env, root: &Path) -> Result<Self> {
-        let (log, snap) = (root.join("log"), root.join("snap"));
+        let [log, snap, fence] = ["log", "snap", "fence"].map(|name| root.join(name));
+        // On a disk of this machine the lock of the folder is the fence.
+        let fenced = AtomicBool::new(env.disk.shared().is_none());
         for dir in [&log, &snap] {
             env.disk.create_dir_all(dir).map_err(|error| {
                 Error::io(format_args!("create folder {}", dir.display()), error)
@@ -85,7 +106,29 @@ impl LocalMetaLog {
                 }
             }
         }
-        Ok(LocalMetaLog { env, log, snap })
+        Ok(LocalMetaLog { env, log, snap, fence, fenced })
+    }
+
+    /// Marks the edit with which an owner begins as one that stays.
+    fn put_fence(&self, version: MetaVersion) -> std::io::Result<()> {
+        if self.fenced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.publish(&self.fence, &format!("{version:020}"), b"") {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            // Of an owner that did not come to its edit.
+            _ => self.fenced.store(true, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// The edits that must not go.
+    fn fences(&self) -> Result<BTreeSet<MetaVersion>> {
+        if self.env.disk.shared().is_none() {
+            return Ok(BTreeSet::new());
+        }
+        let fences = self.numbered(&self.fence, "")?;
+        Ok(fences.into_iter().map(|(version, _)| version).collect())
     }
 
     fn numbered(&self, dir: &Path, suffix: &str) -> Result<Vec<(MetaVersion, PathBuf)>> {
@@ -127,15 +170,21 @@ impl LocalMetaLog {
         let mut file = disk.create(&temporary)?;
         file.append(bytes)?;
         file.sync()?;
-        disk.link(&temporary, &path)?;
+        let named = disk.link(&temporary, &path);
+        if named.is_err() && disk.shared().is_some() {
+            // It may be published once more; the file is on this machine and means nothing.
+            disk.remove(&temporary)?;
+        }
+        named?;
         disk.sync_dir(dir)?;
         // The name that remains is durable; a temporary one that comes back is cleared at open.
         disk.remove(&temporary)
     }
 
     fn forget_before(&self, version: MetaVersion) -> Result<()> {
+        let fences = self.fences()?;
         for (number, path) in self.numbered(&self.log, EDIT)? {
-            if number <= version {
+            if number <= version && !fences.contains(&number) {
                 remove(&self.env, &path)?;
             }
         }
@@ -181,15 +230,30 @@ impl MetaLog for LocalMetaLog {
         let version = MetaVersion(expect.0 + 1);
         let bytes = codec::encode_edits(version, edits).map_err(AppendError::Io)?;
         let name = format!("{version:020}{EDIT}");
-        match self.publish(&self.log, &name, &bytes) {
+        let put = self.put_fence(version).and_then(|()| self.publish(&self.log, &name, &bytes));
+        match put {
             Ok(()) => Ok(version),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(AppendError::Conflict(self.tail(expect).map_err(AppendError::Io)?))
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // That it is taken is certain, also where by whom cannot be read.
+                Err(AppendError::Conflict(self.after(expect).ok().flatten().unwrap_or_default()))
             }
-            Err(error) => Err(AppendError::Io(Error::io(
-                format_args!("write metadata file {}", self.log.join(&name).display()),
-                error,
-            ))),
+            Err(error) => {
+                let open = error.kind() == ErrorKind::HostUnreachable;
+                let place = self.log.join(&name);
+                let error =
+                    Error::io(format_args!("write metadata file {}", place.display()), error);
+                Err(if open { AppendError::Unreachable(error) } else { AppendError::Io(error) })
+            }
+        }
+    }
+
+    fn after(&self, version: MetaVersion) -> Result<Option<Vec<Edit>>> {
+        let next = MetaVersion(version.0 + 1);
+        let path = self.log.join(format!("{next:020}{EDIT}"));
+        match self.env.disk.open_to_read(&path) {
+            Ok(_) => self.read_as(&path, |bytes| codec::decode_edits(&path, next, bytes)).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format_args!("look for {}", path.display()), error)),
         }
     }
 

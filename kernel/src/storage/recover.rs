@@ -8,6 +8,9 @@
 //! Last, segment files and components that nothing names (of flushes, merges and uploads that
 //! did not come to their commit) are removed.
 //!
+//! Where the files lie in a bucket, the folder's claim to them ([`owner`]) comes between the
+//! metadata and the new epoch.
+//!
 //! Opening twice gives the same store: nothing is changed before it can be repeated.
 
 use std::collections::BTreeMap;
@@ -19,6 +22,7 @@ use kymo_config::Settings;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use crate::bucket;
 use crate::cancel::CancelToken;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
@@ -32,6 +36,7 @@ use crate::storage::journal::{Drive, Limits};
 use crate::storage::log::{DurableLog, Record};
 use crate::storage::meta::{Assignment, Author, NodeMeta, Op, Snapshot};
 use crate::storage::metalog::{LocalMetaLog, MetaLog};
+use crate::storage::owner::{self, Owner};
 use crate::storage::poison::Poison;
 use crate::storage::segment::LocalSegments;
 use crate::storage::segment::write::{Target, flush};
@@ -75,9 +80,12 @@ pub(super) fn open(
     let began = env.clock.monotonic();
     let lock = lock(&env, &root)?;
     backup::refuse_unfinished(&env, &root)?;
+    let env = bucket::attached(env, &root, &settings.storage)?;
+    owner::refuse_astray(&env, &root)?;
     let poison = Poison::default();
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
     let head = meta.head()?;
+    let owner = owner::claim(&env, &root, &head, settings.storage.take_over)?;
     let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
     let files = SegmentFiles::new(
         Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
@@ -102,11 +110,11 @@ pub(super) fn open(
         author,
         poison.clone(),
         observer,
-        Habits { drive, checkpoint_every: checkpoint_every(drive) },
+        habits(drive, settings, owner.is_some()),
     )?;
     let target =
         Target { store: files.store.clone(), env: env.clone(), settings: settings.segment.clone() };
-    announce(&committer, &env, settings, epoch)?;
+    announce(&committer, &env, settings, epoch, owner.as_ref())?;
     let mut replay = Replay::new(&committer, &target, &files, &head, settings);
     replay.run(&log, progress)?;
     let (states, done) = replay.finish();
@@ -142,6 +150,7 @@ pub(super) fn open(
         garbage,
         components,
         holds: Mutex::default(),
+        owner,
         _lock: lock,
     }))
 }
@@ -162,6 +171,16 @@ pub(super) fn lock(env: &Env, root: &Path) -> Result<Box<dyn std::any::Any + Sen
     })
 }
 
+fn habits(drive: Drive, settings: &Settings, is_shared: bool) -> Habits {
+    let alone = Habits::alone(drive, checkpoint_every(drive));
+    if !is_shared {
+        return alone;
+    }
+    let patience = Duration::from_millis(settings.storage.commit_timeout_ms);
+    let watch = Some(Duration::from_millis(settings.storage.watch_ms));
+    Habits { patience, watch, ..alone }
+}
+
 fn limits(settings: &Settings) -> Limits {
     let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     Limits {
@@ -178,14 +197,16 @@ pub(super) fn announce(
     env: &Env,
     settings: &Settings,
     epoch: Epoch,
+    owner: Option<&Owner>,
 ) -> Result<()> {
-    let mut instance = [0; 16];
-    env.random.fill(&mut instance);
+    let mut start = [0; 16];
+    env.random.fill(&mut start);
+    let start = uuid::Builder::from_random_bytes(start).into_uuid();
     let assignment =
         Assignment { node: settings.node.id.clone(), epoch, slots: (Slot(0), Slot(SLOTS - 1)) };
     let node = NodeMeta {
         id: settings.node.id.clone(),
-        instance: uuid::Builder::from_random_bytes(instance).into_uuid(),
+        instance: owner.map_or(start, |owner| owner.id),
         roles: settings.node.roles.clone(),
     };
     debug_assert_ne!(node.instance, Uuid::nil());

@@ -19,6 +19,8 @@ use kymo_kernel::storage::log::{Record, RecordGroup};
 use kymo_kernel::storage::meta::Op;
 use kymo_kernel::storage::version::TableState;
 
+pub mod faulty;
+
 pub const ROOT: &str = "/store";
 
 pub struct Table {

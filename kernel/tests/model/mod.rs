@@ -26,11 +26,14 @@ use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::storage::segment::TagFilter;
 use kymo_kernel::storage::version::{TableState, Version};
 use kymo_kernel::storage::{delete, expire};
-use kymo_kernel::{Error, Result};
+use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 
+#[path = "../kit/faulty.rs"]
+mod faulty;
 mod rows;
 
+use faulty::Faulty;
 use rows::{Condition, Content, Event, F1, Row, batch, content, expected, unexpired};
 
 /// Something the store did that it must not do.
@@ -212,6 +215,19 @@ impl Run {
             counter: 0,
             narrate: false,
         }
+    }
+
+    /// A run whose segments, metadata and plugins lie in a bucket that fails now and then; the
+    /// journal alone is on the simulated disk.
+    pub fn in_bucket(seed: u64) -> Run {
+        let mut run = Run::new(seed, false);
+        let bucket = Faulty::default();
+        bucket.fail_often(seed, 25);
+        kymo_kernel::bucket::register(&format!("model-{seed}"), Arc::new(bucket));
+        run.settings.storage.url = format!("memory://model-{seed}/store");
+        run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3) as usize];
+        run.settings.storage.cache_bytes = [1, 1 << 30][run.dice.below(2) as usize];
+        run
     }
 
     /// A run in which something happens at a failpoint. A kill there is one of the process, or
@@ -902,7 +918,7 @@ impl Run {
                     self.store = Some(store);
                     break;
                 }
-                Err(error) if faulty || shot => {
+                Err(error) if faulty || shot || error.code() == Code::Unreachable => {
                     self.say(|| format!("open failed: {error}"));
                     self.unsure = true;
                     if self.dice.chance(50) {

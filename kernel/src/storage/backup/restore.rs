@@ -1,4 +1,5 @@
-//! Making a store of a backup, in a folder that is empty.
+//! Making a store of a backup, in a folder that is empty, and a bucket that is where the settings
+//! name one.
 //!
 //! Every object is hashed on its way and gets its name only if it is what the manifest says.
 //! Until everything is there a marker stands in the folder, and no server opens it.
@@ -8,10 +9,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::bucket;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::storage::backup::keep::{FOLDER, Kept, Manifest, manifest};
 use crate::storage::backup::{Hashing, PIECE, Progress, UNFINISHED, Vault, check_path, copy_bytes};
+use crate::storage::metalog::{LocalMetaLog, MetaLog};
+use crate::storage::owner;
 use crate::storage::recover::lock;
 use crate::storage::segment::{LocalSegments, SegmentStore};
 
@@ -64,6 +68,10 @@ pub fn restore(
         at.done += kept.object.bytes;
         progress(at);
     }
+    if env.disk.shared().is_some() {
+        let head = LocalMetaLog::open(env.clone(), &root.join("meta"))?.head()?;
+        owner::adopt(env, root, &head)?;
+    }
     let path = root.join(UNFINISHED);
     let unmark = env.disk.remove(&path).and_then(|()| env.disk.sync_dir(root));
     unmark.map_err(|error| Error::io(format_args!("remove {}", path.display()), error))?;
@@ -113,6 +121,18 @@ fn choose(vault: &dyn Vault, name: Option<&str>) -> Result<Manifest> {
 }
 
 fn refuse_used(env: &Env, root: &Path) -> Result<()> {
+    if let Some(shared) = env.disk.shared() {
+        for folder in bucket::FOLDERS {
+            let there = shared.files_below(&root.join(folder));
+            let there = there
+                .map_err(|error| Error::io(format_args!("list {}", shared.address()), error))?;
+            if !there.is_empty() {
+                let what = format!("{} is not empty", shared.address());
+                return Err(Error::new(Code::InvalidInput, what)
+                    .with_hint("name a new prefix in storage.url"));
+            }
+        }
+    }
     let failed = |error| Error::io(format_args!("list folder {}", root.display()), error);
     if !env.disk.exists(root).map_err(failed)? || env.disk.list(root).map_err(failed)?.is_empty() {
         return Ok(());

@@ -22,6 +22,7 @@ use crate::storage::integrity::{Progress, Survey, lock_existing, objects, place,
 use crate::storage::journal::{Drive, local};
 use crate::storage::meta::{Assignment, Author, Op, SegmentMeta, Snapshot};
 use crate::storage::metalog::{LocalMetaLog, MetaLog};
+use crate::storage::owner::{self, Owner};
 use crate::storage::poison::Poison;
 use crate::storage::recover::{Replay, announce, commit};
 use crate::storage::segment::{
@@ -56,11 +57,14 @@ pub fn repair(
     let _lock = lock_existing(env, root)?;
     let found = survey(env, root, progress)?;
     let before = found.report.clone();
-    if !before.damage().any(|finding| finding.repairable) || found.metadata.snapshot.is_none() {
+    let head = found.metadata.snapshot.as_ref();
+    let head = head.filter(|_| before.damage().any(|finding| finding.repairable));
+    let Some(head) = head else {
         let after = before.clone();
         return Ok(Repaired { before, actions: Vec::new(), salvage: None, after });
-    }
-    let mut bench = Bench::new(env, root, settings);
+    };
+    let owner = owner::claim(env, root, head, settings.storage.take_over)?;
+    let mut bench = Bench::new(env, root, settings, owner);
     bench.keep_report(&before)?;
     bench.metadata(&found)?;
     bench.rows(&found)?;
@@ -72,12 +76,13 @@ struct Bench<'a> {
     env: &'a Env,
     root: &'a Path,
     settings: &'a Settings,
+    owner: Option<Owner>,
     salvage: PathBuf,
     actions: Vec<String>,
 }
 
 impl<'a> Bench<'a> {
-    fn new(env: &'a Env, root: &'a Path, settings: &'a Settings) -> Self {
+    fn new(env: &'a Env, root: &'a Path, settings: &'a Settings, owner: Option<Owner>) -> Self {
         let now = DateTime::from_timestamp_nanos(env.clock.now_ns());
         let name = format!("salvage-{}", now.format("%Y-%m-%dT%H%M%SZ"));
         let mut salvage = root.join(&name);
@@ -86,7 +91,7 @@ impl<'a> Bench<'a> {
             count += 1;
             salvage = root.join(format!("{name}-{count}"));
         }
-        Bench { env, root, settings, salvage, actions: Vec::new() }
+        Bench { env, root, settings, owner, salvage, actions: Vec::new() }
     }
 
     fn did(&mut self, what: impl Into<String>) {
@@ -179,9 +184,9 @@ impl<'a> Bench<'a> {
             Author { node, partition: PartitionId::ONLY, epoch },
             Poison::default(),
             Box::new(|_, _| {}),
-            Habits { drive: Drive::Manual, checkpoint_every: u64::MAX },
+            Habits::alone(Drive::Manual, u64::MAX),
         )?;
-        announce(&committer, self.env, self.settings, epoch)?;
+        announce(&committer, self.env, self.settings, epoch, self.owner.as_ref())?;
         let store = LocalSegments::new(self.env.disk.clone(), self.root.to_owned());
         let files = SegmentFiles::new(Arc::new(store), 0);
         let target = Target {
