@@ -11,6 +11,7 @@ pub(crate) mod client;
 mod credentials;
 mod demo;
 mod ingest;
+mod place;
 mod plugin;
 mod query;
 mod repair;

@@ -1,28 +1,29 @@
-//! `kymo backup`: everything that a server has, copied over HTTP into a folder here, while the
-//! server goes on.
+//! `kymo backup`: everything that a server has, copied over HTTP into a folder here or
+//! a bucket, while the server goes on.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use indicatif::{HumanBytes, HumanCount};
-use kymo_kernel::env::failpoint::{self, Holds};
-use kymo_kernel::env::real;
 use kymo_kernel::storage::backup::{self, Copied, Object, Plan, Source};
-use kymo_kernel::storage::segment::LocalSegments;
 use kymo_kernel::{Code, Error, Result};
 use serde::Deserialize;
 
 use super::check::{Shown, print_json};
 use super::client::{Client, Target};
+use super::place::{Backups, Config};
+use super::print;
 use super::stopwatch::Stopwatch;
-use super::{misuse, print};
 
 /// Copy everything that a server has, while it goes on.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The folder for backups; a further one copies only what is new
+    /// The folder or the bucket (s3://bucket/prefix) for backups; a further one copies only what
+    /// is new
     #[arg(value_name = "DEST")]
     place: PathBuf,
+    #[command(flatten)]
+    config: Config,
     /// Print what was copied as JSON
     #[arg(long)]
     json: bool,
@@ -43,13 +44,14 @@ struct Begun {
 /// No connection, what the server says is wrong, damage, or a folder that cannot be written.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let watch = Stopwatch::start();
-    let place = folder(&arguments.place)?;
+    let place = Backups::at(&arguments.place, &arguments.config.settings()?)?;
     let client = Client::find(&arguments.target)?;
     let begun: Begun = serde_json::from_value(client.begin_backup()?)
         .map_err(|error| Error::internal(format!("the plan of a backup: {error}")))?;
     let remote = Remote { client: &client, number: begun.number };
     let mut shown = Shown::default();
-    let copied = backup::keep(&begun.plan, &remote, &place, &mut |at| shown.at(at.done, at.total));
+    let mut show = |at: backup::Progress| shown.at(at.done, at.total);
+    let copied = backup::keep(&begun.plan, &remote, &place.files, &mut show);
     shown.clear();
     let ended = client.end_backup(begun.number);
     let copied = copied?;
@@ -71,21 +73,6 @@ fn told(copied: &Copied, place: &std::path::Path, watch: Stopwatch) -> String {
         HumanBytes(copied.copied_bytes),
         watch.elapsed().as_secs_f64()
     )
-}
-
-/// A place for backups on this machine.
-///
-/// # Errors
-/// An address that is none of a folder.
-pub fn folder(place: &std::path::Path) -> Result<LocalSegments> {
-    if place.to_str().is_some_and(|text| text.contains("://")) {
-        return Err(misuse(
-            format!("{} is no folder", place.display()),
-            "backups go to a folder of this machine",
-        ));
-    }
-    let env = failpoint::armed(real::env(), place, Holds::Backups)?;
-    Ok(LocalSegments::new(env.disk, place.to_owned()))
 }
 
 /// The objects of a backup that a server has begun.

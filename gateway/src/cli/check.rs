@@ -1,16 +1,16 @@
-//! `kymo check`: everything in a data folder, verified while no server uses it.
+//! `kymo check`: everything in a data folder and its bucket, verified while no server uses it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chrono::{DateTime, SecondsFormat};
 use indicatif::{HumanCount, ProgressBar};
-use kymo_kernel::env::real;
 use kymo_kernel::storage::integrity::{self, Finding, Progress, Report, Severity};
 use kymo_kernel::{Error, Result};
 use serde::Serialize;
 
 use super::ingest::bar;
+use super::place::{Config, of_store};
 use super::{misuse, print};
 
 /// The exit code where a folder is damaged; 1 says that it could not be checked.
@@ -21,6 +21,8 @@ pub const DAMAGED: u8 = 2;
 pub struct Arguments {
     #[command(flatten)]
     folder: Folder,
+    #[command(flatten)]
+    config: Config,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -55,7 +57,8 @@ impl Folder {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let folder = arguments.folder.path()?;
     let mut shown = Shown::default();
-    let report = integrity::check(&real::env(), folder, &mut |at| shown.to(at));
+    let env = of_store(folder, &arguments.config.settings()?)?;
+    let report = integrity::check(&env, folder, &mut |at| shown.to(at));
     shown.clear();
     let report = report?;
     if arguments.json {

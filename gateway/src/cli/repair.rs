@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use kymo_config::{Settings, Sources};
-use kymo_kernel::env::real;
+use kymo_kernel::Result;
 use kymo_kernel::storage::integrity::{self, Repaired};
-use kymo_kernel::{Code, Error, Result};
 
 use super::check::{Folder, Shown, code, print_json, render};
+use super::place::{Config, of_store};
 use super::print;
 
 /// Save what can be saved of a damaged data folder.
@@ -15,9 +14,8 @@ use super::print;
 pub struct Arguments {
     #[command(flatten)]
     folder: Folder,
-    /// Settings file, for the layout of segments [default: ./kymo.toml where there is one]
-    #[arg(long, value_name = "FILE")]
-    config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    config: Config,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -29,9 +27,10 @@ pub struct Arguments {
 /// The folder holds no store, is in use, cannot be read or written.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let folder = arguments.folder.path()?;
-    let settings = settings(arguments)?;
+    let settings = arguments.config.settings()?;
+    let env = of_store(folder, &settings)?;
     let mut shown = Shown::default();
-    let done = integrity::repair(&real::env(), folder, &settings, &mut |at| shown.to(at));
+    let done = integrity::repair(&env, folder, &settings, &mut |at| shown.to(at));
     shown.clear();
     let done = done?;
     if arguments.json {
@@ -40,14 +39,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         print(&told(&done))?;
     }
     Ok(code(&done.after))
-}
-
-fn settings(arguments: &Arguments) -> Result<Settings> {
-    let sources = Sources::of_process(arguments.config.clone(), Vec::new());
-    kymo_config::load(&sources).map_err(|problems| {
-        Error::new(Code::Settings, problems.to_string())
-            .with_hint("config/default.toml explains every key")
-    })
 }
 
 fn told(done: &Repaired) -> String {

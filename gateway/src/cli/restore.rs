@@ -5,21 +5,22 @@ use std::path::PathBuf;
 use chrono::{DateTime, SecondsFormat};
 use indicatif::{HumanBytes, HumanCount};
 use kymo_kernel::Result;
-use kymo_kernel::env::real;
 use kymo_kernel::storage::backup::{self, Restored};
 use kymo_kernel::storage::segment::LocalSegments;
 
-use super::backup::folder;
 use super::check::{Shown, print_json};
+use super::place::{Backups, Config, of_store};
 use super::{misuse, print};
 
 /// Make a data folder of a backup.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The folder for backups, as `kymo backup` had it
+    /// The folder or bucket for backups, as `kymo backup` had it
     #[arg(value_name = "SRC")]
     place: PathBuf,
-    /// The new data folder; it must be empty
+    #[command(flatten)]
+    config: Config,
+    /// The new data folder; it must be empty, and so must be the bucket of storage.url
     #[arg(long, value_name = "DIR", required_unless_present_any = ["list", "verify"])]
     data_dir: Option<PathBuf>,
     /// The backup to take [default: the newest]
@@ -41,20 +42,23 @@ pub struct Arguments {
 /// # Errors
 /// There is no such backup, it is damaged, or the folder is not empty or cannot be written.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let place = folder(&arguments.place)?;
+    let settings = arguments.config.settings()?;
+    let place = Backups::at(&arguments.place, &settings)?;
+    let files = &place.files;
     if arguments.list {
-        return list(&place, arguments.json);
+        return list(files, arguments.json);
     }
     let (mut shown, name) = (Shown::default(), arguments.backup.as_deref());
     if arguments.verify {
-        let verified = backup::verify(&place, name, &mut |at| shown.at(at.done, at.total));
+        let verified = backup::verify(files, name, &mut |at| shown.at(at.done, at.total));
         shown.clear();
         return told(arguments, &verified?, "verified");
     }
     let Some(data_dir) = &arguments.data_dir else {
         return Err(misuse("no data folder was named", "name it with --data-dir DIR"));
     };
-    let restored = backup::restore(&place, name, &real::env(), data_dir, &mut |at| {
+    let env = of_store(data_dir, &settings)?;
+    let restored = backup::restore(files, name, &env, data_dir, &mut |at| {
         shown.at(at.done, at.total);
     });
     shown.clear();
