@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod load;
 pub mod python;
 pub mod receiver;
+pub mod s3;
 pub mod server;
 pub mod tls;
 pub mod wait;
