@@ -263,18 +263,6 @@ fn checkpoints_replace_the_edits_before_them() {
 }
 
 #[test]
-fn short_lives_make_checkpoints_all_the_same() {
-    let sim = Sim::new(8);
-    for life in 0..40 {
-        let store = open(&sim, &settings()).unwrap();
-        store.commit(vec![Op::CreateDatabase { name: format!("d{life}") }]).unwrap();
-    }
-    let edits = Path::new(ROOT).join("meta/log");
-    let kept = sim.disk.files().iter().filter(|path| path.starts_with(&edits)).count();
-    assert!(kept < 20, "{kept}");
-}
-
-#[test]
 fn an_edit_that_does_not_fit_leaves_the_others_alone() {
     let sim = Sim::new(9);
     let store = open(&sim, &settings()).unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kymo_config::{Settings, Sources};
 use kymo_kernel::bucket;
+use kymo_kernel::env::failpoint::{self, Holds};
 use kymo_kernel::env::{Env, real};
 use kymo_kernel::storage::segment::LocalSegments;
 use kymo_kernel::{Code, Error, Result};
@@ -59,11 +60,13 @@ impl Backups {
     pub fn at(place: &Path, settings: &Settings) -> Result<Backups> {
         let env = real::env();
         let Some(address) = place.to_str().filter(|text| text.contains("://")) else {
+            let env = failpoint::armed(env, place, Holds::Backups)?;
             let files = LocalSegments::new(env.disk, place.to_owned());
             return Ok(Backups { files, scratch: None });
         };
         let scratch = std::env::temp_dir().join(format!("kymo-uploads-{}", std::process::id()));
         let bucket = bucket::place(env.clone(), place, &scratch, address, &settings.storage)?;
+        let bucket = failpoint::armed(bucket, place, Holds::Backups)?;
         let files = LocalSegments::new(bucket.disk, place.to_owned());
         Ok(Backups { files, scratch: Some((env, scratch)) })
     }
