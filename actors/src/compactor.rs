@@ -240,6 +240,9 @@ impl Shared {
         entry: &Entry,
     ) -> Result<history::Result> {
         let began = self.clock.monotonic();
+        let narrow = move || compact::narrow(job);
+        let job = self.pools.background("plan merge", narrow).await??;
+        entry.narrow(&job);
         let (def, read, rows) = (job.table.clone(), job.bytes(), job.rows());
         let (inputs, reason) = (job.input_ids(), job.reason.as_str());
         let target = self.store.segments().clone();
@@ -251,18 +254,20 @@ impl Shared {
             let mut progress = |rows| written.store(rows, Ordering::Relaxed);
             match edge {
                 Some(edge) => expire::merge(&job, edge, &target, &cancel, &mut progress),
-                None => Ok((Some(compact::run(&job, &target, &cancel, &mut progress)?), 0)),
+                None => compact::run(&job, &target, &cancel, &mut progress),
             }
         };
-        let (output, expired) = self.pools.background("compact", run).await??;
-        let outputs: Vec<SegmentMeta> = output.into_iter().collect();
+        let merged = self.pools.background("compact", run).await??;
+        let (expired, copied) = (merged.removed, merged.copied);
+        let outputs: Vec<SegmentMeta> = merged.segment.into_iter().collect();
         let (table, gone, came) = (def.id, inputs.clone(), outputs.clone());
         let op = match retention.filter(|_| edge.is_some()) {
             Some(retention_ns) => Op::Expire { table, inputs: gone, outputs: came, retention_ns },
             None => Op::Replace { table, inputs: gone, outputs: came },
         };
         self.store.commit_async(vec![op]).await?;
-        let (result, segments) = (history::Result::of(&outputs, expired), inputs.len());
+        let result = history::Result { copied, ..history::Result::of(&outputs, expired) };
+        let segments = inputs.len();
         let outputs = outputs.into_iter().map(Arc::new).collect();
         let replaced = Replaced { inputs, outputs, deleted: None };
         self.writers.ports(&def)?.replaced.call(replaced).await?;
@@ -272,11 +277,12 @@ impl Shared {
         metrics.compactions.inc();
         metrics.expired_rows.inc_by(expired);
         metrics.compaction_overwritten_rows.inc_by(overwritten);
+        metrics.compaction_copied_rows.inc_by(copied);
         metrics.compaction_read_bytes.inc_by(read);
         metrics.compaction_written_bytes.inc_by(result.bytes);
         metrics.compaction_seconds.observe(took.as_secs_f64());
         info!(
-            table = %def.name, reason, segments, rows = result.rows, overwritten, expired,
+            table = %def.name, reason, segments, rows = result.rows, copied, overwritten, expired,
             bytes = result.bytes, ms = took.as_millis(), "merged segments"
         );
         Ok(result)

@@ -273,6 +273,8 @@ section! {
         min_segments: usize = 4,
         /// Size beyond which a segment is left alone.
         target_bytes: u64 = 128 * MIB,
+        /// Memory that one merge may take, about.
+        memory_bytes: u64 = 256 * MIB,
         /// Time without a new segment after which a time window is merged as far as the
         /// target size allows.
         quiet_ms: u64 = 600_000,

@@ -250,6 +250,12 @@ impl Rules<'_> {
             "use 100 or more",
         );
         self.need(
+            s.compaction.memory_bytes >= 64 << 20,
+            "compaction.memory_bytes",
+            format!("{} is too little for a merge", s.compaction.memory_bytes),
+            "use 67108864 (64 MiB) or more",
+        );
+        self.need(
             s.compaction.min_segments >= 2,
             "compaction.min_segments",
             "fewer than 2 segments cannot be merged",
@@ -525,6 +531,7 @@ mod tests {
             ("alerts.retry_longest_ms", |s| s.alerts.retry_longest_ms = 999),
             ("alerts.max_rule_files", |s| s.alerts.max_rule_files = 0),
             ("alerts.max_rule_file_bytes", |s| s.alerts.max_rule_file_bytes = 0),
+            ("compaction.memory_bytes", |s| s.compaction.memory_bytes = 1),
             ("compaction.min_segments", |s| s.compaction.min_segments = 1),
             ("memtable.soft_bytes", |s| s.memtable.soft_bytes = s.memtable.hard_bytes),
             ("ingest.max_line_bytes", |s| s.ingest.max_line_bytes = s.ingest.max_body_bytes + 1),

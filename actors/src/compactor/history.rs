@@ -56,6 +56,8 @@ pub struct Result {
     pub rows: u64,
     /// Rows that were deleted or had expired; all others that went were overwritten.
     pub removed: u64,
+    /// Rows that were copied without being decoded.
+    pub copied: u64,
 }
 
 impl Result {
@@ -66,6 +68,7 @@ impl Result {
             bytes: outputs.iter().map(|output| output.bytes).sum(),
             rows: outputs.iter().map(|output| output.rows).sum(),
             removed,
+            copied: 0,
         }
     }
 }
@@ -110,6 +113,7 @@ impl History {
             rows_out: 0,
             overwritten: 0,
             removed: 0,
+            copied: 0,
             started_ns: self.clock.now_ns(),
             took: Duration::ZERO,
             error: None,
@@ -140,10 +144,10 @@ impl History {
         metrics().store.compactions_running.dec();
         what.took = self.clock.monotonic().saturating_sub(since);
         match outcome {
-            Ok(Result { outputs, bytes, rows, removed }) => {
+            Ok(Result { outputs, bytes, rows, removed, copied }) => {
                 what.stage = Stage::Done;
                 (what.outputs, what.bytes_out, what.rows_out) = (outputs, bytes, rows);
-                what.removed = removed;
+                (what.removed, what.copied) = (removed, copied);
                 what.overwritten = what.rows_in.saturating_sub(rows + removed);
             }
             Err(error) => (what.stage, what.error) = (Stage::Failed, Some(error)),
@@ -159,6 +163,14 @@ impl History {
 }
 
 impl Entry {
+    /// Notes that fewer segments are merged than it seemed.
+    pub fn narrow(&self, job: &Job) {
+        if let Some(running) = self.history.inner.lock().running.get_mut(&self.id) {
+            running.what.inputs = job.inputs.len() as u64;
+            (running.what.bytes_in, running.what.rows_in) = (job.bytes(), job.rows());
+        }
+    }
+
     /// Where the rows written so far are counted.
     #[must_use]
     pub fn rows(&self) -> Arc<AtomicU64> {
@@ -208,7 +220,8 @@ mod tests {
         first.rows().store(3, Ordering::Relaxed);
         let shown = history.all();
         assert_eq!((shown.len(), shown[0].stage, shown[0].rows_out), (1, Stage::Running, 3));
-        let done = first.done(Result { outputs: 1, bytes: 40, rows: 6, removed: 1 }).unwrap();
+        let result = Result { outputs: 1, bytes: 40, rows: 6, removed: 1, copied: 2 };
+        let done = first.done(result).unwrap();
         assert_eq!((done.stage, done.overwritten, done.bytes_out), (Stage::Done, 3, 40));
         begin(&history).failed(&Error::internal("broken"));
         drop(begin(&history));

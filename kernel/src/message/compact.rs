@@ -83,6 +83,8 @@ pub struct Compaction {
     pub overwritten: u64,
     /// Rows that went because they were deleted or expired.
     pub removed: u64,
+    /// Rows that were copied without being decoded.
+    pub copied: u64,
     /// When it began, in nanoseconds since 1970.
     pub started_ns: i64,
     /// How long it took, so far where it is under way.

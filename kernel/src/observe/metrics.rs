@@ -122,6 +122,8 @@ families! {
         compaction_failures: IntCounter = "kymo_store_compaction_failures_total",
         /// Compactions under way.
         compactions_running: IntGauge = "kymo_store_compactions_running",
+        /// Rows that compactions copied without decoding them.
+        compaction_copied_rows: IntCounter = "kymo_store_compaction_copied_rows_total",
         /// Rows that compactions left behind because a later write had their tags and time.
         compaction_overwritten_rows: IntCounter = "kymo_store_compaction_overwritten_rows_total",
         /// Time of a compaction.

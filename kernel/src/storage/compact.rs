@@ -18,25 +18,30 @@ use arrow::datatypes::{Schema, SchemaRef};
 use kymo_config::settings::Compaction as Settings;
 
 use crate::cancel::CancelToken;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::{Position, SegmentId, TimeRange};
 use crate::schema::{ColumnKind, TableDef};
 use crate::storage::memtable::union;
 use crate::storage::merge::{SortedSource, stream};
 use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::write::{Target, check, clip};
-use crate::storage::segment::{Encoding, Origin, Scan, SegmentWriter};
+use crate::storage::segment::{Encoding, Origin, SegmentReader, SegmentWriter};
 use crate::storage::sort::window_start;
 use crate::storage::version::{SegmentRef, Version};
+
+#[cfg(test)]
+mod copied;
+mod room;
+mod splice;
+
+use splice::Step;
 
 /// Segments are of one size class if they are within this factor of each other.
 const CLASS_FACTOR: u64 = 4;
 /// Segments below this size are all of the smallest class.
 const SMALLEST: u64 = 1 << 20;
-/// The most segments that are merged at once, each of which takes a batch of memory.
+/// The most segments that are merged at once, however little memory each takes.
 const MAX_INPUTS: usize = 64;
-/// Rows of a batch while merging.
-const MERGE_ROWS: usize = 8192;
 
 /// Why segments are written again, or go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +85,8 @@ pub struct Job {
     pub inputs: Vec<Arc<SegmentRef>>,
     /// Whether the window holds nothing older than the inputs.
     pub oldest: bool,
+    /// What the merge may hold in memory.
+    pub memory_bytes: u64,
 }
 
 impl Job {
@@ -143,7 +150,7 @@ pub fn pick_within(
             None if quiet() => (Reason::Quiet, settle(&segments, settings)?),
             None => return None,
         };
-        Some(job(version, reason, window, &segments, range))
+        Some(job(version, settings, reason, window, &segments[range.clone()], range.start == 0))
     });
     found.max_by(Job::compare_use)
 }
@@ -168,24 +175,21 @@ pub fn requested(version: &Version, settings: &Settings, wish: &Wish) -> Option<
             return None;
         }
         let range = settle(&segments, settings)?;
-        Some(job(version, Reason::Requested, window, &segments, range))
+        let (inputs, oldest) = (&segments[range.clone()], range.start == 0);
+        Some(job(version, settings, Reason::Requested, window, inputs, oldest))
     })
 }
 
 fn job(
     version: &Version,
+    settings: &Settings,
     reason: Reason,
     window: i64,
-    segments: &[Arc<SegmentRef>],
-    range: Range<usize>,
+    inputs: &[Arc<SegmentRef>],
+    oldest: bool,
 ) -> Job {
-    Job {
-        table: version.table.clone(),
-        reason,
-        window,
-        oldest: range.start == 0,
-        inputs: segments[range].to_vec(),
-    }
+    let (table, inputs) = (version.table.clone(), inputs.to_vec());
+    Job { table, reason, window, inputs, oldest, memory_bytes: settings.memory_bytes }
 }
 
 /// The segments of each window, oldest rows first. Left out is what is newer than rows that
@@ -264,8 +268,39 @@ fn settle(segments: &[Arc<SegmentRef>], settings: &Settings) -> Option<Range<usi
     found.into_iter().find(|range| range.len() > 1 || segments[range.start].meta().level == 0)
 }
 
-/// Merges the inputs of a job into one segment, holding one batch of each in memory.
-/// `progress` is called with the number of rows written so far.
+/// What came of a merge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Merged {
+    /// The segment; `None` where no row stays.
+    pub segment: Option<SegmentMeta>,
+    /// Rows that were left out because they are to go, counted as a reader does.
+    pub removed: u64,
+    /// Rows that were copied without being decoded.
+    pub copied: u64,
+}
+
+/// The job with as many of its first inputs as fit into its memory, at least two. Opens them,
+/// which blocks.
+///
+/// # Errors
+/// `corrupt` naming an input that does not verify, `io_error`.
+pub fn narrow(mut job: Job) -> Result<Job> {
+    let fitting = room::fan_in(&open(&job)?, memory(&job));
+    job.inputs.truncate(fitting);
+    Ok(job)
+}
+
+fn open(job: &Job) -> Result<Vec<SegmentReader>> {
+    job.inputs.iter().map(|input| input.reader()).collect()
+}
+
+fn memory(job: &Job) -> usize {
+    usize::try_from(job.memory_bytes).unwrap_or(usize::MAX)
+}
+
+/// Merges the inputs of a job into one segment within its memory. Row groups that no other input
+/// reaches into are copied as they are. `progress` is called with the number of rows written so
+/// far.
 ///
 /// # Errors
 /// `corrupt` naming an input that does not verify, `disk_full` or `io_error` naming a file,
@@ -275,13 +310,25 @@ pub fn run(
     target: &Target,
     cancel: &CancelToken,
     progress: &mut dyn FnMut(u64),
-) -> Result<SegmentMeta> {
-    let merged = rewrite(job, target, cancel, &mut Ok, progress)?;
-    merged.ok_or_else(|| Error::internal("a merge of segments without rows"))
+) -> Result<Merged> {
+    let mut merge = Merge::begin(job, target, cancel)?;
+    let steps = splice::steps(&merge.inputs, &|input, group| merge.writer.can_copy(input, group))?;
+    if let [Step::Copy { input, .. }, _, ..] = steps.as_slice()
+        && steps.iter().any(|step| matches!(step, Step::Merge(_)))
+    {
+        merge.writer.learn(&merge.inputs[*input])?;
+    }
+    for step in &steps {
+        match step {
+            Step::Merge(rows) => merge.merge(rows, &mut Ok, progress)?,
+            Step::Copy { input, group } => merge.copy(*input, *group, progress)?,
+        }
+    }
+    merge.finish()
 }
 
-/// Merges as [`run`] does, but writes of each batch only what `keep` leaves of it; `None` where
-/// it leaves nothing at all.
+/// Merges as [`run`] does, but writes of each batch only what `keep` leaves of it, and copies
+/// nothing.
 ///
 /// # Errors
 /// As [`run`], and those of `keep`.
@@ -291,28 +338,96 @@ pub fn rewrite(
     cancel: &CancelToken,
     keep: &mut dyn FnMut(RecordBatch) -> Result<RecordBatch>,
     progress: &mut dyn FnMut(u64),
-) -> Result<Option<SegmentMeta>> {
-    let columns = columns(job);
-    let mut sources: Vec<SortedSource> = Vec::with_capacity(job.inputs.len());
-    for input in &job.inputs {
+) -> Result<Merged> {
+    let mut merge = Merge::begin(job, target, cancel)?;
+    let all: Vec<Range<u64>> = merge.inputs.iter().map(|input| 0..input.meta().rows).collect();
+    merge.merge(&all, keep, progress)?;
+    merge.finish()
+}
+
+/// A merge under way.
+struct Merge<'a> {
+    job: &'a Job,
+    cancel: &'a CancelToken,
+    inputs: Vec<SegmentReader>,
+    columns: SchemaRef,
+    writer: SegmentWriter,
+    batch_rows: usize,
+    rows: u64,
+    removed: u64,
+    copied: u64,
+}
+
+impl<'a> Merge<'a> {
+    fn begin(job: &'a Job, target: &Target, cancel: &'a CancelToken) -> Result<Merge<'a>> {
         check(cancel)?;
-        let reader = input.reader()?;
-        sources.push(Box::new(reader.scan(&Scan::all(columns.clone(), MERGE_ROWS))?));
+        let (inputs, columns) = (open(job)?, columns(job));
+        let room = room::of(&inputs, memory(job));
+        let (window, fields) = (job.window, columns.clone());
+        let writer = SegmentWriter::create(target, &job.table, window, fields, Encoding::Thorough)?
+            .with_group_bytes(room.group_bytes);
+        let batch_rows = room.batch_rows;
+        Ok(Merge {
+            job,
+            cancel,
+            inputs,
+            columns,
+            writer,
+            batch_rows,
+            rows: 0,
+            removed: 0,
+            copied: 0,
+        })
     }
-    let schema = Arc::new(job.table.schema.clone());
-    let dedup = !job.table.options.append_only;
-    let merged = stream(sources, schema, columns.clone(), dedup, MERGE_ROWS);
-    let mut writer =
-        SegmentWriter::create(target, &job.table, job.window, columns, Encoding::Thorough)?;
-    let mut rows = 0;
-    for batch in merged {
-        check(cancel)?;
-        let batch = keep(batch?)?;
-        rows += batch.num_rows() as u64;
-        writer.write(batch)?;
-        progress(rows);
+
+    /// Merges some rows of each input.
+    fn merge(
+        &mut self,
+        rows: &[Range<u64>],
+        keep: &mut dyn FnMut(RecordBatch) -> Result<RecordBatch>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let wanted = self.inputs.iter().zip(rows).filter(|(_, rows)| !rows.is_empty());
+        let mut sources: Vec<SortedSource> = Vec::with_capacity(rows.len());
+        for (input, rows) in wanted {
+            let rows = std::slice::from_ref(rows);
+            sources.push(Box::new(input.read(&self.columns, rows, self.batch_rows)?));
+        }
+        let (table, columns) = (&self.job.table, self.columns.clone());
+        let schema = Arc::new(table.schema.clone());
+        let dedup = !table.options.append_only;
+        for batch in stream(sources, schema, columns, dedup, self.batch_rows) {
+            check(self.cancel)?;
+            let batch = batch?;
+            let before = batch.num_rows();
+            let batch = keep(batch)?;
+            self.removed += (before - batch.num_rows()) as u64;
+            self.rows += batch.num_rows() as u64;
+            self.writer.write(batch)?;
+            progress(self.rows);
+        }
+        Ok(())
     }
-    if rows == 0 { Ok(None) } else { writer.finish(origin(job)).map(Some) }
+
+    /// Copies a row group of an input.
+    fn copy(&mut self, input: usize, group: usize, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        check(self.cancel)?;
+        let input = &self.inputs[input];
+        self.writer.copy(input, group)?;
+        let rows = input.group_rows(group);
+        self.rows += rows.end - rows.start;
+        self.copied += rows.end - rows.start;
+        progress(self.rows);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Merged> {
+        let segment = match self.rows {
+            0 => None,
+            _ => Some(self.writer.finish(origin(self.job))?),
+        };
+        Ok(Merged { segment, removed: self.removed, copied: self.copied })
+    }
 }
 
 /// The columns that any input has, in the table's order; all tags, since rows are sorted by

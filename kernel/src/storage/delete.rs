@@ -18,6 +18,7 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 use hashbrown::{HashMap, HashSet};
+use kymo_config::settings::Compaction;
 
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
@@ -81,7 +82,9 @@ impl Part {
         let window = window_start(first, version.table.options.window_ns);
         let table = version.table.clone();
         // What shares rows with a part is in it, so its rows repeat nothing older.
-        let job = Job { table, reason: Reason::Deleted, window, inputs, oldest: true };
+        let memory_bytes = Compaction::default().memory_bytes;
+        let reason = Reason::Deleted;
+        let job = Job { table, reason, window, inputs, oldest: true, memory_bytes };
         Some(Part { job, dedup: group.dedup })
     }
 
@@ -195,7 +198,7 @@ pub fn rewrite(
         first += batch.num_rows() as u64;
         kept(batch, &stays)
     };
-    compact::rewrite(&part.job, target, cancel, &mut keep, &mut |_| {})
+    Ok(compact::rewrite(&part.job, target, cancel, &mut keep, &mut |_| {})?.segment)
 }
 
 /// The rows of a batch that are marked.

@@ -12,10 +12,9 @@ use crate::check;
 use crate::error::Result;
 use crate::ids::SegmentId;
 use crate::schema::TableSchema;
-use crate::storage::compact::{self, Job};
+use crate::storage::compact::{self, Job, Merged};
 use crate::storage::delete::kept;
 use crate::storage::late::times;
-use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::Target;
 use crate::storage::version::Version;
 
@@ -51,8 +50,7 @@ pub fn concerns(job: &Job, edge: i64) -> bool {
     job.inputs.iter().any(|input| input.meta().time.first <= edge)
 }
 
-/// Merges as [`compact::run`] does, without the expired rows; `None` where no other is there.
-/// With it comes how many rows were left out.
+/// Merges as [`compact::rewrite`] does, without the expired rows.
 ///
 /// # Errors
 /// As [`compact::run`].
@@ -62,16 +60,9 @@ pub fn merge(
     target: &Target,
     cancel: &CancelToken,
     progress: &mut dyn FnMut(u64),
-) -> Result<(Option<SegmentMeta>, u64)> {
-    let (schema, mut gone) = (&job.table.schema, 0);
-    let mut keep = |batch: RecordBatch| {
-        let before = batch.num_rows();
-        let kept = after(schema, batch, edge)?;
-        gone += (before - kept.num_rows()) as u64;
-        Ok(kept)
-    };
-    let output = compact::rewrite(job, target, cancel, &mut keep, progress)?;
-    Ok((output, gone))
+) -> Result<Merged> {
+    let schema = &job.table.schema;
+    compact::rewrite(job, target, cancel, &mut |batch| after(schema, batch, edge), progress)
 }
 
 fn after(schema: &TableSchema, batch: RecordBatch, edge: i64) -> Result<RecordBatch> {
@@ -114,8 +105,8 @@ mod tests {
         let job = compact::pick(&bench.version(), &settings, i64::MAX).unwrap();
         assert!(concerns(&job, 0) && !concerns(&job, -1));
         let cancel = CancelToken::new();
-        let (merged, gone) = merge(&job, 4, &bench.target, &cancel, &mut |_| {}).unwrap();
-        let merged = merged.unwrap();
+        let merged = merge(&job, 4, &bench.target, &cancel, &mut |_| {}).unwrap();
+        let (merged, gone) = (merged.segment.unwrap(), merged.removed);
         assert_eq!((merged.rows, merged.time.first, gone), (2, 5, 5));
         bench.state.replaced(&job.input_ids(), [Arc::new(merged)]).unwrap();
         let left: Vec<i64> = scan(&bench.version(), 8).iter().map(|row| row.time).collect();
@@ -124,7 +115,7 @@ mod tests {
         write(&mut bench, 7..8);
         let job = compact::pick(&bench.version(), &settings, i64::MAX).unwrap();
         let nothing = merge(&job, 7, &bench.target, &cancel, &mut |_| {}).unwrap();
-        assert_eq!(nothing, (None, 3));
+        assert_eq!((nothing.segment, nothing.removed), (None, 3));
         assert_eq!(bench.sim.disk.files().len(), files + 1);
     }
 }

@@ -288,7 +288,8 @@ impl Bench {
 
     pub fn merge(&mut self, job: &compact::Job) {
         let output = compact::run(job, &self.target, &CancelToken::new(), &mut |_| {}).unwrap();
-        self.state.replaced(&job.input_ids(), [Arc::new(output)]).unwrap();
+        let outputs = output.segment.map(Arc::new);
+        self.state.replaced(&job.input_ids(), outputs).unwrap();
     }
 
     /// Forgets everything but the segments, as a start does.

@@ -9,6 +9,7 @@
 pub mod blocks;
 pub mod cache;
 pub mod encoding;
+mod groups;
 pub mod index;
 pub mod read;
 pub mod runs;

@@ -736,7 +736,7 @@ impl Run {
             Some(job) => {
                 let (target, token) = (self.store().segments().clone(), CancelToken::default());
                 match expire::merge(&job, edge, &target, &token, &mut |_| {}) {
-                    Ok((output, _)) => (job.input_ids(), output),
+                    Ok(merged) => (job.input_ids(), merged.segment),
                     Err(error) => return self.gave_up(&error),
                 }
             }
@@ -776,17 +776,16 @@ impl Run {
         let token = CancelToken::default();
         let merged = compact::run(&job, self.store().segments(), &token, &mut |_| {});
         let output = match merged {
-            Ok(output) => output,
+            Ok(merged) => merged.segment,
             Err(error) => return self.gave_up(&error),
         };
-        let inputs = job.input_ids();
-        let op =
-            Op::Replace { table: def.id, inputs: inputs.clone(), outputs: vec![output.clone()] };
+        let (inputs, outputs) = (job.input_ids(), Vec::from_iter(output.clone()));
+        let op = Op::Replace { table: def.id, inputs: inputs.clone(), outputs };
         if !self.commit(op) {
             return Ok(());
         }
         if let Some(state) = self.states.get_mut(&def.id)
-            && let Err(error) = state.replaced(&inputs, [Arc::new(output)])
+            && let Err(error) = state.replaced(&inputs, output.map(Arc::new))
         {
             return broken(format!("replaced: {error}"));
         }

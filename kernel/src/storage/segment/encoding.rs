@@ -39,7 +39,7 @@ const PAGE_ROWS: usize = 20_480;
 /// Size of a dictionary beyond which values are written in full.
 const DICTIONARY_BYTES: usize = 4 << 20;
 /// Size of a row group beyond which it holds fewer rows than set.
-const GROUP_BYTES: usize = 64 << 20;
+pub(super) const GROUP_BYTES: usize = 64 << 20;
 /// Size of a page; also what is encoded at a time, at most.
 const PAGE_BYTES: usize = 1 << 20;
 /// Values that are encoded at a time, at most.
@@ -86,7 +86,6 @@ pub(super) fn properties(
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_created_by(concat!("kymo ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_max_row_group_row_count(Some(settings.row_group_rows.max(1)))
-        .set_max_row_group_bytes(Some(GROUP_BYTES))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_data_page_size_limit(PAGE_BYTES)
         .set_write_batch_size((PAGE_BYTES / row_bytes(sample).max(1)).clamp(1, STEP_ROWS))

@@ -203,7 +203,38 @@ impl SeriesIndex {
     /// `corrupt` where a block does not verify, `io_error`, and what `visit` returns.
     pub fn walk(&self, bytes: &dyn SegmentBytes, from: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         let after = self.blocks.partition_point(|block| block.first_key.as_slice() <= from);
-        for at in after.saturating_sub(1)..self.blocks.len() {
+        self.walk_from(bytes, after.saturating_sub(1), from, visit)
+    }
+
+    /// Calls `visit` with each series that has any of some rows, and those of its rows, until it
+    /// breaks.
+    ///
+    /// # Errors
+    /// As [`SeriesIndex::walk`].
+    pub fn walk_rows(
+        &self,
+        bytes: &dyn SegmentBytes,
+        wanted: Range<u64>,
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
+        let after = self.blocks.partition_point(|block| block.first_row <= wanted.start);
+        self.walk_from(bytes, after.saturating_sub(1), &[], &mut |key, rows| {
+            if rows.start >= wanted.end {
+                return Ok(ControlFlow::Break(()));
+            }
+            let rows = rows.start.max(wanted.start)..rows.end.min(wanted.end);
+            if rows.is_empty() { Ok(ControlFlow::Continue(())) } else { visit(key, rows) }
+        })
+    }
+
+    fn walk_from(
+        &self,
+        bytes: &dyn SegmentBytes,
+        first: usize,
+        from: &[u8],
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
+        for at in first..self.blocks.len() {
             let block = &self.blocks[at];
             let end = self.blocks.get(at + 1).map_or(self.rows, |next| next.first_row);
             let packed =

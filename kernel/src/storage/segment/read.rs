@@ -22,14 +22,17 @@ use parquet::arrow::arrow_reader::{
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
+use parquet::file::metadata::{
+    ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, RowGroupMetaData,
+};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::statistics::Statistics;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, Result};
 use crate::ids::TimeRange;
-use crate::schema::ColumnKind;
+use crate::schema::{ColumnKind, column_id};
 use crate::storage::conform::{Places, widened};
 use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::blocks::{self, Checked};
@@ -204,6 +207,70 @@ impl SegmentReader {
         page_rows(self.parquet(), column, time).unwrap_or(all)
     }
 
+    /// The rows of a row group; none where there is no such row group.
+    #[must_use]
+    pub fn group_rows(&self, group: usize) -> Range<u64> {
+        let rows = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).unwrap_or_default();
+        let groups = self.parquet().row_groups();
+        let start = groups.iter().take(group).map(rows).sum();
+        start..start + groups.get(group).map_or(0, rows)
+    }
+
+    /// The earliest and the latest time of a row group, where its statistics say.
+    #[must_use]
+    pub fn time_of(&self, group: usize) -> Option<TimeRange> {
+        let column = self.parquet().row_groups().get(group)?.column(self.time_column()?);
+        let Statistics::Int64(bounds) = column.statistics()? else { return None };
+        Some(TimeRange { first: *bounds.min_opt()?, last: *bounds.max_opt()? })
+    }
+
+    /// Whether it has exactly these columns, in this order and with these types.
+    #[must_use]
+    pub fn has_columns(&self, columns: &Schema) -> bool {
+        let own = self.open.arrow.schema().fields();
+        let same = |(own, other): (&Arc<Field>, &Arc<Field>)| {
+            column_id(own) == column_id(other)
+                && own.name() == other.name()
+                && own.data_type() == other.data_type()
+                && own.is_nullable() == other.is_nullable()
+        };
+        own.len() == columns.fields().len() && own.iter().zip(columns.fields()).all(same)
+    }
+
+    /// Calls `visit` with each series from the first key that is not below `from`, and its rows.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`, and what `visit` returns.
+    pub fn walk(&self, from: &[u8], visit: &mut index::Visit<'_>) -> Result<()> {
+        let walked = self.open.index.walk(self.bytes(), from, visit);
+        walked.map_err(|error| error.context(read_of(&self.open.meta.path)))
+    }
+
+    /// Calls `visit` with each series that has any of some rows, and those of its rows.
+    ///
+    /// # Errors
+    /// `corrupt` naming the file, `io_error`, and what `visit` returns.
+    pub fn walk_rows(&self, rows: Range<u64>, visit: &mut index::Visit<'_>) -> Result<()> {
+        let walked = self.open.index.walk_rows(self.bytes(), rows, visit);
+        walked.map_err(|error| error.context(read_of(&self.open.meta.path)))
+    }
+
+    /// The memory that reading all columns one page at a time takes, about: a page as it is
+    /// stored and as it is decoded, and a dictionary.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        let parquet = self.parquet();
+        let pages = |group: usize, column: usize| {
+            let offsets = parquet.offset_index().and_then(|all| all.get(group)?.get(column));
+            offsets.map_or(1, |offsets| offsets.page_locations().len().max(1))
+        };
+        let of_group = |(place, group): (usize, &RowGroupMetaData)| -> usize {
+            let columns = group.columns().iter().enumerate();
+            columns.map(|(at, column)| column_pages(column, pages(place, at))).sum()
+        };
+        parquet.row_groups().iter().enumerate().map(of_group).max().unwrap_or_default()
+    }
+
     fn time_column(&self) -> Option<usize> {
         let fields = self.open.arrow.schema().fields();
         fields.iter().position(|field| ColumnKind::of(field) == ColumnKind::Time)
@@ -251,7 +318,8 @@ impl SegmentReader {
     }
 
     /// The mean size of a row once it is read.
-    fn row_bytes(&self) -> usize {
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
         let columns = self.parquet().row_groups().iter().flat_map(|group| group.columns());
         let texts: i64 =
             columns.filter_map(|column| column.unencoded_byte_array_data_bytes()).sum();
@@ -345,6 +413,18 @@ fn described<T: DeserializeOwned>(arrow: &ArrowReaderMetadata, key: &str) -> Res
         .and_then(|pair| pair.value.as_deref())
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| Error::new(Code::Corrupt, format!("its footer has no valid {key}")))
+}
+
+/// The memory that one page of a column chunk and its dictionary take, about.
+fn column_pages(column: &ColumnChunkMetaData, pages: usize) -> usize {
+    let size = |bytes: i64| usize::try_from(bytes).unwrap_or_default();
+    let (stored, full) = (size(column.compressed_size()), size(column.uncompressed_size()));
+    let dictionary = column.dictionary_page_offset().map_or(0, |dictionary| {
+        let packed = size(column.data_page_offset().saturating_sub(dictionary));
+        // What is known is how well the whole chunk compresses.
+        packed.saturating_mul(full) / stored.max(1)
+    });
+    (stored + full) / pages + dictionary
 }
 
 fn page_rows(

@@ -1,18 +1,20 @@
 //! Writes segments: one sorted stream of rows into one Parquet file.
 //!
 //! A file gets its name only when it is complete and synced, and a name is never used twice
-//! (M1). Rows go through in batches; at most one row group is held, encoded, in memory.
+//! (M1). Rows go through in batches; at most one row group is held, encoded, in memory. Row
+//! groups of other segments can be copied between them.
 
 use std::io::{self, BufWriter, Write};
+use std::iter;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float64Type, SchemaRef};
+use arrow::datatypes::{DataType, Field, Float64Type, SchemaRef};
 use chrono::DateTime;
 use kymo_config::settings::Segment as Settings;
-use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData};
+use parquet::file::metadata::ParquetMetaData;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use ulid::Ulid;
@@ -22,13 +24,15 @@ use crate::cancel::CancelToken;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Position, SLOTS, SegmentId, Slot, TimeRange};
-use crate::schema::TableDef;
+use crate::schema::{FIELD_ID_KEY, TableDef};
 use crate::storage::key;
 use crate::storage::late::times;
 use crate::storage::meta::SegmentMeta;
 use crate::storage::segment::blocks::{self, BlockSums};
-use crate::storage::segment::encoding::{Encoding, SAMPLE_ROWS, properties};
+use crate::storage::segment::encoding::{Encoding, GROUP_BYTES, SAMPLE_ROWS, properties};
+use crate::storage::segment::groups::Groups;
 use crate::storage::segment::index::{self, IndexBuilder};
+use crate::storage::segment::read::SegmentReader;
 use crate::storage::segment::runs::SeriesRuns;
 use crate::storage::segment::stats;
 use crate::storage::segment::store::{SegmentStore, Upload};
@@ -159,6 +163,7 @@ pub struct SegmentWriter {
     path: String,
     columns: SchemaRef,
     encoding: Encoding,
+    group_bytes: usize,
     stage: Stage,
     index: IndexBuilder,
     facts: Facts,
@@ -167,7 +172,7 @@ pub struct SegmentWriter {
 /// Rows are held back until there are enough of them to choose encodings by.
 enum Stage {
     Sampling(Vec<RecordBatch>),
-    Writing(Box<ArrowWriter<Sink>>),
+    Writing(Box<Groups<Sink>>),
 }
 
 /// What is noted of the rows as they pass.
@@ -203,6 +208,7 @@ impl SegmentWriter {
             id,
             columns,
             encoding,
+            group_bytes: GROUP_BYTES,
             stage: Stage::Sampling(Vec::new()),
             index: IndexBuilder::default(),
             facts: Facts {
@@ -214,6 +220,70 @@ impl SegmentWriter {
                 nan: vec![false; fields],
             },
         })
+    }
+
+    /// The same, which ends row groups that are larger than this.
+    #[must_use]
+    pub fn with_group_bytes(mut self, group_bytes: usize) -> SegmentWriter {
+        self.group_bytes = group_bytes.clamp(1, GROUP_BYTES);
+        self
+    }
+
+    /// Chooses encodings by the first rows of another segment, where none are chosen yet.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::read`] and [`SegmentWriter::write`].
+    pub fn learn(&mut self, from: &SegmentReader) -> Result<()> {
+        let first = 0..from.meta().rows.min(SAMPLE_ROWS as u64);
+        let rows: Vec<_> = iter::once(first).collect();
+        let sample = from.read(&self.columns, &rows, SAMPLE_ROWS)?.collect::<Result<Vec<_>>>()?;
+        self.start(&sample).map(|_| ())
+    }
+
+    /// Copies a row group of another segment, whose rows must follow those before in the order
+    /// of tags and time. [`SegmentWriter::can_copy`] says whether it can be copied.
+    ///
+    /// # Errors
+    /// `corrupt` naming the other segment, `disk_full` or `io_error` naming the file, `internal`
+    /// where rows are not sorted.
+    pub fn copy(&mut self, from: &SegmentReader, group: usize) -> Result<()> {
+        self.note_copied(from, group)?;
+        self.start(&[])?;
+        let Stage::Writing(writer) = &mut self.stage else { return Err(not_started()) };
+        writer.copy(from, group).map_err(|error| copy_failed(&self.path, from, error))
+    }
+
+    /// Whether a row group of another segment can be copied, and is worth it: it has the same
+    /// columns, is encoded thoroughly, and does not leave row groups small.
+    #[must_use]
+    pub fn can_copy(&self, from: &SegmentReader, group: usize) -> bool {
+        let group = from.parquet().row_group(group);
+        let rows = usize::try_from(group.num_rows()).unwrap_or_default();
+        let bytes = usize::try_from(group.compressed_size()).unwrap_or_default();
+        from.meta().level > 0
+            && from.has_columns(&self.columns)
+            && (rows >= self.target.settings.row_group_rows / 2 || bytes >= self.group_bytes / 2)
+    }
+
+    fn note_copied(&mut self, from: &SegmentReader, group: usize) -> Result<()> {
+        let (index, facts) = (&mut self.index, &mut self.facts);
+        let rows = from.group_rows(group);
+        from.walk_rows(rows.clone(), &mut |key, rows| {
+            index.push(key, rows.end - rows.start)?;
+            let slot = key::slot(key);
+            facts.slots = (facts.slots.0.min(slot), facts.slots.1.max(slot));
+            facts.key_min.get_or_insert_with(|| key.to_vec());
+            facts.key_max = key.to_vec();
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let time = from.time_of(group);
+        let time = time.ok_or_else(|| Error::internal("a row group without times was copied"))?;
+        facts.time = Some(facts.time.map_or(time, |range| range.union(&time)));
+        for (nan, field) in facts.nan.iter_mut().zip(self.columns.fields()) {
+            *nan |= unbounded(from.meta(), field);
+        }
+        facts.rows += rows.end - rows.start;
+        Ok(())
     }
 
     /// Adds the next rows; they must follow those before in the order of tags and time.
@@ -235,7 +305,7 @@ impl SegmentWriter {
                 let enough = self.encoding == Encoding::Cheap
                     || rows >= SAMPLE_ROWS
                     || rows * row_bytes(held.iter()) >= BATCH_BYTES;
-                if enough { self.start().map(|_| ()) } else { Ok(()) }
+                if enough { self.start(&[]) } else { Ok(()) }
             }
         }
     }
@@ -266,26 +336,25 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Chooses encodings by the rows held back, and writes these.
-    fn start(&mut self) -> Result<&mut ArrowWriter<Sink>> {
-        if let Stage::Sampling(held) = &mut self.stage {
-            let held = std::mem::take(held);
-            let upload = self.target.store.create(&self.path)?;
-            let settings = &self.target.settings;
-            let properties = properties(&self.columns, &held, self.encoding, settings)?.build();
-            let failed = |error| write_failed(&self.path, error);
-            let sink = Sink::new(upload);
-            let mut writer = ArrowWriter::try_new(sink, self.columns.clone(), Some(properties))
-                .map_err(failed)?;
-            for batch in &held {
-                writer.write(batch).map_err(failed)?;
-            }
-            self.stage = Stage::Writing(Box::new(writer));
+    /// Chooses encodings by the rows held back, or by a sample where there are none, and writes
+    /// the rows.
+    fn start(&mut self, sample: &[RecordBatch]) -> Result<()> {
+        let Stage::Sampling(held) = &mut self.stage else { return Ok(()) };
+        let held = std::mem::take(held);
+        let upload = self.target.store.create(&self.path)?;
+        let settings = &self.target.settings;
+        let sample = if held.is_empty() { sample } else { held.as_slice() };
+        let properties = properties(&self.columns, sample, self.encoding, settings)?
+            .set_max_row_group_bytes(Some(self.group_bytes))
+            .build();
+        let failed = |error| write_failed(&self.path, error);
+        let mut writer =
+            Groups::create(Sink::new(upload), &self.columns, properties).map_err(failed)?;
+        for batch in &held {
+            writer.write(batch).map_err(failed)?;
         }
-        match &mut self.stage {
-            Stage::Writing(writer) => Ok(writer),
-            Stage::Sampling(_) => Err(Error::internal("segment writer did not start")),
-        }
+        self.stage = Stage::Writing(Box::new(writer));
+        Ok(())
     }
 
     /// Ends the segment: writes index and footer, syncs, and gives the file its name.
@@ -296,23 +365,21 @@ impl SegmentWriter {
         let Some(time) = self.facts.time else {
             return Err(Error::internal("a segment without rows"));
         };
-        self.start()?;
-        let Stage::Writing(mut writer) = self.stage else {
-            return Err(Error::internal("segment writer did not start"));
-        };
+        self.start(&[])?;
+        let Stage::Writing(mut writer) = self.stage else { return Err(not_started()) };
         let path = self.path;
         let failed = |error| write_failed(&path, error);
-        writer.flush().map_err(failed)?;
+        writer.end_group().map_err(failed)?;
         writer.sync().map_err(|error| write_failed(&path, error.into()))?;
         let covered = writer.bytes_written() as u64;
-        let blocks = std::mem::take(&mut writer.inner_mut().blocks);
+        let blocks = std::mem::take(&mut writer.sink().blocks);
         let (mut extras, index) = self.index.finish(covered)?;
         let (table, blocks) = blocks.finish(covered, covered + extras.len() as u64);
         extras.extend_from_slice(&table);
         writer.write_all(&extras).map_err(|error| write_failed(&path, error.into()))?;
         writer.sync().map_err(|error| write_failed(&path, error.into()))?;
         let footer_at = writer.bytes_written() as u64;
-        writer.inner_mut().checksum = 0;
+        writer.sink().checksum = 0;
         let pairs = [
             (index::KEY, describe(&index)?),
             (blocks::KEY, describe(&blocks)?),
@@ -320,11 +387,11 @@ impl SegmentWriter {
             ("kymo.schema_version", self.table.schema.version.to_string()),
         ];
         for (key, value) in pairs {
-            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+            writer.describe(key, value);
         }
         let footer: ParquetMetaData = writer.finish().map_err(failed)?;
         // Finishing flushed everything down to the sink.
-        let (size, checksum) = writer.inner_mut().publish(&path)?;
+        let (size, checksum) = writer.sink().publish(&path)?;
         Ok(SegmentMeta {
             id: self.id,
             table: self.table.id,
@@ -347,6 +414,17 @@ impl SegmentWriter {
     }
 }
 
+fn not_started() -> Error {
+    Error::internal("segment writer did not start")
+}
+
+/// Whether a column of a segment has values but no bounds, as one with a NaN.
+fn unbounded(meta: &SegmentMeta, field: &Field) -> bool {
+    let id = field.metadata().get(FIELD_ID_KEY).and_then(|id| id.parse().ok());
+    let stats = meta.columns.iter().find(|stats| Some(stats.column.0) == id);
+    stats.is_none_or(|stats| stats.min.is_none() && stats.nulls < meta.rows)
+}
+
 fn describe<T: Serialize>(place: &T) -> Result<String> {
     serde_json::to_string(place)
         .map_err(|error| Error::internal(format!("describe a part of a segment: {error}")))
@@ -360,6 +438,17 @@ fn write_failed(path: &str, error: ParquetError) -> Error {
         },
         error => Error::internal(format!("write segment {path}: {error}")),
     }
+}
+
+/// An error of copying, which may be about what is read.
+fn copy_failed(path: &str, from: &SegmentReader, error: ParquetError) -> Error {
+    if let ParquetError::External(inner) = &error
+        && let Some(io) = inner.downcast_ref::<io::Error>()
+        && let Some(own) = io.get_ref().and_then(|inner| inner.downcast_ref::<Error>())
+    {
+        return own.clone().context(format_args!("read segment {}", from.meta().path));
+    }
+    write_failed(path, error)
 }
 
 /// Counts and checks what goes to the store.
