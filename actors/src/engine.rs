@@ -107,6 +107,7 @@ impl Engine {
             clock: env.clock.clone(),
             limits: writer_limits(settings),
             durability,
+            compaction: settings.compaction.clone(),
         };
         let wait = Duration::from_millis(settings.ingest.queue_timeout_ms);
         let append = Budget::bytes(MESSAGES, settings.memtable.queue_bytes, wait);

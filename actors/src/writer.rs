@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use kymo_config::settings;
 use kymo_kernel::actor::{Actor, Cx, Handle, Pending, Reply};
 use kymo_kernel::env::Clock;
 use kymo_kernel::ids::{Position, SegmentId, Seq, TimeRange};
@@ -22,6 +23,7 @@ use kymo_kernel::message::{Append, Beside, Committed, Durability, Message};
 use kymo_kernel::observe::{self, Trace};
 use kymo_kernel::schema::TableDef;
 use kymo_kernel::storage::Store;
+use kymo_kernel::storage::compact;
 use kymo_kernel::storage::log::{Record, RecordGroup};
 use kymo_kernel::storage::meta::SegmentMeta;
 use kymo_kernel::storage::version::{Frozen, TableState};
@@ -96,6 +98,8 @@ pub struct Context {
     pub limits: Limits,
     /// When to acknowledge where the request does not say.
     pub durability: Durability,
+    /// When segments are too many.
+    pub compaction: settings::Compaction,
 }
 
 /// An append that is not answered yet.
@@ -348,6 +352,7 @@ impl Writer {
         }
         self.frozen.pop_front();
         self.measure();
+        self.count_segments();
         self.on(Event::Flushed, cx);
         self.flush_next(cx);
         self.schedule(cx);
@@ -366,6 +371,21 @@ impl Writer {
         let hot = self.state.hot_bytes() as u64;
         let all = self.state.memory_bytes() as u64;
         self.meter.set(hot, all.saturating_sub(hot));
+    }
+
+    /// Looks whether there are too many small segments; true where that changed.
+    fn count_segments(&mut self) -> bool {
+        let version = self.state.cell().load();
+        let crowded = compact::is_crowded(&version, &self.context.compaction);
+        self.crowd(crowded)
+    }
+
+    fn crowd(&mut self, crowded: bool) -> bool {
+        let news = self.core.crowd(crowded);
+        if news {
+            observe::metrics().store.crowded_tables.add(if crowded { 1 } else { -1 });
+        }
+        news
     }
 
     /// Keeps one timer for the age of the hot rows.
@@ -407,6 +427,7 @@ impl Writer {
         self.wants_empty.drain(..).for_each(|reply| reply.ok(()));
         self.state.retire();
         self.measure();
+        self.crowd(false);
         if let Some(on_stop) = self.on_stop.take() {
             on_stop();
         }
@@ -421,6 +442,7 @@ fn before(position: Position) -> Position {
 impl Actor for Writer {
     fn started(&mut self, cx: &mut Cx<Self>) {
         self.measure();
+        self.count_segments();
         self.flush_next(cx);
         self.schedule(cx);
     }
@@ -434,6 +456,7 @@ impl Actor for Writer {
             "hot_bytes": self.state.hot_bytes(),
             "frozen": self.frozen.len(),
             "stalled": self.core.stalled(),
+            "crowded": self.core.crowded(),
             "watermark": self.state.watermark().to_string(),
         })
     }
@@ -475,7 +498,7 @@ impl Handle<Dropped> for Writer {
 }
 
 impl Handle<Replaced> for Writer {
-    fn handle(&mut self, message: Replaced, reply: Reply<Replaced>, _cx: &mut Cx<Self>) {
+    fn handle(&mut self, message: Replaced, reply: Reply<Replaced>, cx: &mut Cx<Self>) {
         let Replaced { inputs, outputs, deleted } = message;
         let position = self.state.watermark();
         let replaced = match deleted {
@@ -484,6 +507,11 @@ impl Handle<Replaced> for Writer {
         };
         if let (Ok(()), Some(times)) = (&replaced, deleted) {
             self.tell_deleted(position, times);
+        }
+        if self.count_segments() {
+            // The age that counts is another one now.
+            self.tick.take().inspect(Pending::cancel);
+            self.schedule(cx);
         }
         reply.send(replaced.map(|()| position));
     }

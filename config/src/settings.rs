@@ -273,6 +273,9 @@ section! {
         min_segments: usize = 4,
         /// Size beyond which a segment is left alone.
         target_bytes: u64 = 128 * MIB,
+        /// Segments below the target size in a time window beyond which its merges go first and
+        /// rows in memory wait longer for their flush.
+        max_segments: usize = 64,
         /// Memory that one merge may take, about.
         memory_bytes: u64 = 256 * MIB,
         /// Time without a new segment after which a time window is merged as far as the

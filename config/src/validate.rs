@@ -256,6 +256,12 @@ impl Rules<'_> {
             "use 67108864 (64 MiB) or more",
         );
         self.need(
+            s.compaction.max_segments >= s.compaction.min_segments,
+            "compaction.max_segments",
+            "is less than compaction.min_segments",
+            "a window would be crowded before it is worth merging: raise it",
+        );
+        self.need(
             s.compaction.min_segments >= 2,
             "compaction.min_segments",
             "fewer than 2 segments cannot be merged",
@@ -532,6 +538,7 @@ mod tests {
             ("alerts.max_rule_files", |s| s.alerts.max_rule_files = 0),
             ("alerts.max_rule_file_bytes", |s| s.alerts.max_rule_file_bytes = 0),
             ("compaction.memory_bytes", |s| s.compaction.memory_bytes = 1),
+            ("compaction.max_segments", |s| s.compaction.max_segments = 3),
             ("compaction.min_segments", |s| s.compaction.min_segments = 1),
             ("memtable.soft_bytes", |s| s.memtable.soft_bytes = s.memtable.hard_bytes),
             ("ingest.max_line_bytes", |s| s.ingest.max_line_bytes = s.ingest.max_body_bytes + 1),

@@ -282,6 +282,27 @@ fn small_segments_are_merged_and_keep_their_rows() {
 }
 
 #[test]
+fn a_crowded_window_is_merged_though_nothing_else_asks_for_it() {
+    let mut world = World::new(15);
+    world.settings.compaction.min_segments = 3;
+    world.settings.compaction.max_segments = 3;
+    world.settings.compaction.target_bytes = 1 << 40;
+    world.run(async {
+        let life = world.open();
+        // One large segment and small ones on both sides of it: no three of about one size are
+        // neighbours, and merging all would hardly be worth it.
+        for count in [1, 40_000, 1, 1] {
+            let points: Vec<_> = (0..count).map(|time| ("a", time, (time % 97) as f64)).collect();
+            life.write(rows(&cpu(), &points)).await.unwrap();
+            life.engine.writers().flush().await.unwrap();
+        }
+        wait_until(&world, || life.version(&cpu()).segments.len() == 1).await;
+        let done = life.engine.history().all();
+        assert_eq!((done.len(), done[0].reason.as_str(), done[0].inputs), (1, "pressure", 4));
+    });
+}
+
+#[test]
 fn a_damaged_window_holds_up_no_other() {
     let mut world = World::new(16);
     world.settings.compaction.min_segments = 2;

@@ -11,6 +11,9 @@ use std::time::Duration;
 use kymo_kernel::ids::Position;
 use kymo_kernel::{Code, Error};
 
+/// How much longer rows may wait in memory while the table has too many small segments.
+const CROWDED_AGES: u32 = 4;
+
 /// When a writer freezes and stalls.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -95,6 +98,8 @@ pub struct Core {
     hot_bytes: u64,
     hot_since: Option<Duration>,
     freeze_wanted: bool,
+    /// The table has too many small segments.
+    crowded: bool,
 }
 
 impl Core {
@@ -118,6 +123,7 @@ impl Core {
             hot_bytes,
             hot_since: (hot_bytes > 0).then_some(now),
             freeze_wanted: false,
+            crowded: false,
         }
     }
 
@@ -154,7 +160,21 @@ impl Core {
     /// When the age of the hot rows asks for a [`Event::Tick`].
     #[must_use]
     pub fn tick_at(&self) -> Option<Duration> {
-        self.hot_since.map(|since| since + self.limits.max_age)
+        let ages = if self.crowded { CROWDED_AGES } else { 1 };
+        self.hot_since.map(|since| since + self.limits.max_age.saturating_mul(ages))
+    }
+
+    /// Notes whether the table has too many small segments: then flushes by age wait for merges.
+    /// Those by size, for memory and on demand do not, so that no write ever waits for a merge.
+    /// Answers whether that is news.
+    pub fn crowd(&mut self, crowded: bool) -> bool {
+        std::mem::replace(&mut self.crowded, crowded) != crowded
+    }
+
+    /// Whether the table has too many small segments.
+    #[must_use]
+    pub fn crowded(&self) -> bool {
+        self.crowded
     }
 
     /// Takes one event; the effects are to be carried out in order, before the next event.
@@ -405,6 +425,25 @@ mod tests {
         assert_eq!(words(effects), ["freeze"]);
         core.apply(Event::Froze);
         assert_eq!(core.tick_at(), None);
+    }
+
+    #[test]
+    fn in_a_crowded_table_only_flushes_by_age_wait() {
+        let mut core = core();
+        applied(&mut core, 10);
+        assert!(core.crowd(true) && !core.crowd(true));
+        assert_eq!(core.tick_at(), Some(Duration::from_secs(1201)));
+        assert!(core.apply(Event::Tick { now: Duration::from_secs(1200) }).is_empty());
+        assert_eq!(arrived(&mut core), ["submit"]);
+        assert_eq!(applied(&mut core, 100), ["freeze"], "by size");
+        core.apply(Event::Froze);
+        applied(&mut core, 10);
+        assert_eq!(words(core.apply(Event::FreezeAsked)), ["freeze"], "on demand");
+        core.apply(Event::Froze);
+        core.apply(Event::Flushed);
+        applied(&mut core, 10);
+        assert!(core.crowd(false));
+        assert_eq!(words(core.apply(Event::Tick { now: Duration::from_secs(301) })), ["freeze"]);
     }
 
     #[test]

@@ -122,6 +122,8 @@ families! {
         compaction_failures: IntCounter = "kymo_store_compaction_failures_total",
         /// Compactions under way.
         compactions_running: IntGauge = "kymo_store_compactions_running",
+        /// Tables with more small segments in a time window than they should have.
+        crowded_tables: IntGauge = "kymo_store_crowded_tables",
         /// Rows that compactions copied without decoding them.
         compaction_copied_rows: IntCounter = "kymo_store_compaction_copied_rows_total",
         /// Rows that compactions left behind because a later write had their tags and time.

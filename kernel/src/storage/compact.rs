@@ -50,6 +50,8 @@ pub enum Reason {
     Size,
     /// Their window had been quiet for a while.
     Quiet,
+    /// Their window has more small segments than it should.
+    Pressure,
     /// Somebody asked for it.
     Requested,
     /// Rows of them were deleted.
@@ -65,6 +67,7 @@ impl Reason {
         match self {
             Reason::Size => "size",
             Reason::Quiet => "quiet",
+            Reason::Pressure => "pressure",
             Reason::Requested => "requested",
             Reason::Deleted => "deleted",
             Reason::Retention => "retention",
@@ -115,12 +118,13 @@ impl Job {
         levels.max().unwrap_or_default().saturating_add(1)
     }
 
-    /// What job should go first: that with the most files per byte rewritten, because that is
-    /// what scans gain most from.
+    /// What job should go first: one under pressure, and then that with the most files per byte
+    /// rewritten, because that is what scans gain most from.
     #[must_use]
     pub fn compare_use(&self, other: &Job) -> Ordering {
         let gain = |job: &Job| job.inputs.len() as f64 / job.bytes().max(1) as f64;
-        gain(self).total_cmp(&gain(other))
+        let pressing = |job: &Job| job.reason == Reason::Pressure;
+        pressing(self).cmp(&pressing(other)).then(gain(self).total_cmp(&gain(other)))
     }
 }
 
@@ -146,6 +150,7 @@ pub fn pick_within(
         let sizes: Vec<u64> = segments.iter().map(|segment| segment.meta().bytes).collect();
         let quiet = || is_quiet(&segments, settings, now_ns);
         let (reason, range) = match by_size(&sizes, settings) {
+            _ if is_crowded_by(&sizes, settings) => (Reason::Pressure, longest(&sizes, settings)?),
             Some(range) => (Reason::Size, range),
             None if quiet() => (Reason::Quiet, settle(&segments, settings)?),
             None => return None,
@@ -153,6 +158,36 @@ pub fn pick_within(
         Some(job(version, settings, reason, window, &segments[range.clone()], range.start == 0))
     });
     found.max_by(Job::compare_use)
+}
+
+/// Whether a window of a version has more small segments than `compaction.max_segments`: merging
+/// does not keep up with flushing, and fewer flushes are better than more.
+#[must_use]
+pub fn is_crowded(version: &Version, settings: &Settings) -> bool {
+    // Whoever switched merging off has to live with what comes.
+    if !settings.enabled || version.segments.len() <= settings.max_segments {
+        return false;
+    }
+    let mut small: BTreeMap<i64, usize> = BTreeMap::new();
+    for segment in version.segments.iter().filter(|each| each.meta().bytes < settings.target_bytes)
+    {
+        let window = window_start(segment.meta().time.first, version.table.options.window_ns);
+        *small.entry(window).or_default() += 1;
+    }
+    small.into_values().any(|count| count > settings.max_segments)
+}
+
+fn is_crowded_by(sizes: &[u64], settings: &Settings) -> bool {
+    let small = sizes.iter().filter(|size| **size < settings.target_bytes);
+    small.count() > settings.max_segments
+}
+
+/// The most small neighbours that fit into one segment, however often their rows were rewritten
+/// before.
+fn longest(sizes: &[u64], settings: &Settings) -> Option<Range<usize>> {
+    let small = |at: usize| sizes[at] < settings.target_bytes;
+    let found = stretches(sizes, settings.target_bytes, small).into_iter();
+    found.rev().max_by_key(Range::len).filter(|range| range.len() > 1)
 }
 
 /// What somebody wants merged, whatever the clock says.
@@ -564,6 +599,36 @@ mod tests {
         let mut after = scan(&bench.version(), 64);
         after.retain(|row| row.a.as_deref() == Some("x"));
         assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_crowded_window_goes_first_whatever_it_costs() {
+        let crowded = Settings { max_segments: 4, ..settings(100) };
+        let sizes = [MIB, 64 * MIB, MIB, MIB, 200 * MIB, MIB, MIB];
+        assert_eq!(by_size(&sizes, &crowded), None);
+        assert!(is_crowded_by(&sizes, &crowded) && !is_crowded_by(&sizes[2..], &crowded));
+        assert_eq!(longest(&sizes, &crowded), Some(0..4));
+        assert_eq!(longest(&[MIB, 200 * MIB, MIB], &crowded), None);
+        assert_eq!(longest(&[120 * MIB, 120 * MIB], &crowded), None);
+        let mut bench = Bench::new(false);
+        for at in 0..6 {
+            bench.write(rows("x", at..at + 1).batch());
+            if at > 0 {
+                bench.write(rows("x", WINDOW + at..WINDOW + at + 1).batch());
+            }
+            bench.flush();
+        }
+        let version = bench.version();
+        let crowded = Settings { max_segments: 5, ..settings(5) };
+        assert!(is_crowded(&version, &crowded));
+        let job = pick(&version, &crowded, 0).unwrap();
+        assert_eq!((job.reason, job.window, job.inputs.len()), (Reason::Pressure, 0, 6));
+        let other = pick_within(&version, &crowded, 0, &|window| window != 0).unwrap();
+        assert_eq!(other.reason, Reason::Size);
+        assert_eq!(job.compare_use(&other), Ordering::Greater);
+        bench.merge(&job);
+        assert!(!is_crowded(&bench.version(), &crowded));
+        assert!(!is_crowded(&version, &Settings { enabled: false, ..crowded }));
     }
 
     #[test]
