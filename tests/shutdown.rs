@@ -84,6 +84,9 @@ async fn a_clean_stop_and_a_start_keep_everything() {
     server.write("m,t=a v=1i 1\nm,t=b v=2i 2").await;
     assert!(server.terminate().success());
     let server = server.restart();
+    let log = server.log();
+    let opened = log.lines().find(|line| line.contains("store opened")).unwrap();
+    assert!(opened.contains(" rows=0 "), "a clean stop leaves nothing to replay: {opened}");
     let rows = server.sql("SELECT t, v FROM m ORDER BY t").await;
     assert_eq!(rows.len(), 2);
     assert_eq!((&rows[1]["t"], &rows[1]["v"]), (&"b".into(), &2.into()));

@@ -83,7 +83,8 @@ fn sums(batches: &[Value]) -> BTreeMap<(String, String, i64), (i64, i64)> {
         let rows = batch["rows"].as_array().unwrap();
         let mut own: BTreeMap<_, (i64, i64)> = BTreeMap::new();
         for row in rows {
-            let (writer, number) = (row["writer"].as_str().unwrap(), row["batch"].as_i64().unwrap());
+            let (writer, number) =
+                (row["writer"].as_str().unwrap(), row["batch"].as_i64().unwrap());
             let sum = own.entry((table.to_owned(), writer.to_owned(), number)).or_default();
             *sum = (sum.0 + 1, sum.1 + row["value"].as_i64().unwrap());
         }

@@ -33,7 +33,7 @@ fn changes(store: &Arc<Store>, from: From) -> Changes {
 /// The first times of all batches that there are, which number them.
 fn drain(changes: &mut Changes) -> Vec<i64> {
     let mut found = Vec::new();
-    while let Some(change) = changes.next().unwrap() {
+    while let Some(change) = changes.read().unwrap() {
         found.push(first_time(&change.record));
     }
     found
@@ -117,19 +117,19 @@ fn what_is_gone_is_said_with_what_is_there() {
     let store = open(&sim, &keeping("1h", 12 << 10)).unwrap();
     let mut slow = changes(&store, From::Oldest);
     let (mut table, positions) = written(&store, 3);
-    assert!(slow.next().unwrap().is_some());
+    assert!(slow.read().unwrap().is_some());
     for at in 3..60 {
         table.append_scattered(at * 20, 20).unwrap();
     }
     table.flush().unwrap();
-    let gone = changes(&store, From::At(positions[1])).next().unwrap_err();
+    let gone = changes(&store, From::At(positions[1])).read().unwrap_err();
     assert_eq!(gone.code(), Code::Gone);
-    let oldest = changes(&store, From::Oldest).next().unwrap().unwrap().position;
+    let oldest = changes(&store, From::Oldest).read().unwrap().unwrap().position;
     assert!(gone.message().contains(&format!("the oldest is {oldest}")), "{gone}");
     // What it had read ahead it may still give; then it is told.
     let mut given = 0;
     let told = loop {
-        match slow.next() {
+        match slow.read() {
             Ok(Some(_)) => given += 1,
             Ok(None) => panic!("not told"),
             Err(error) => break error,
@@ -157,13 +157,13 @@ fn who_has_read_everything_goes_on_after_restarts_that_left_nothing() {
     let mut table = reclaim(&store, "t");
     table.append_scattered(5000, 20).unwrap();
     assert_eq!(drain(&mut changes(&store, From::At(next))), [5000]);
-    let gone = changes(&store, From::At(positions[19])).next().unwrap_err();
+    let gone = changes(&store, From::At(positions[19])).read().unwrap_err();
     assert_eq!(gone.code(), Code::Gone);
 }
 
 fn drain_next(changes: &mut Changes) -> Position {
     let mut next = None;
-    while let Some(change) = changes.next().unwrap() {
+    while let Some(change) = changes.read().unwrap() {
         next = Some(change.next());
     }
     next.unwrap()
@@ -224,7 +224,7 @@ fn one_table_is_told_from_the_others() {
     }
     let name = TableName::new("kymo", "b");
     let mut feed = Changes::open(store.clone(), Some(&name), From::Oldest).unwrap();
-    let first = feed.next().unwrap().unwrap();
+    let first = feed.read().unwrap().unwrap();
     assert_eq!((first_time(&first.record), first.table), (5, Some(name)));
     assert!(first.record.written_ms > 0);
     assert_eq!(drain(&mut feed).len(), 9);

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::client::{Client, Response, Target};
 use super::print_bytes;
+use super::stopwatch::pause;
 use crate::changes::{self, Format};
 
 /// How long to wait until a server that went away is asked again.
@@ -67,7 +68,7 @@ fn closed(arguments: &Arguments, folder: &std::path::Path) -> Result<()> {
     let mut changes =
         Changes::closed(real::env(), folder, table.as_ref(), arguments.from.parse()?)?;
     let mut piece = Vec::new();
-    while let Some(change) = changes.next()? {
+    while let Some(change) = changes.read()? {
         arguments.format.write(&change, &mut piece)?;
         if piece.len() >= PIECE {
             print_bytes(&piece)?;
@@ -133,7 +134,7 @@ fn ask(client: &Client, arguments: &Arguments, from: &str) -> Result<Response> {
 fn reconnect(client: &Client, arguments: &Arguments, from: &str) -> Result<Response> {
     eprintln!("the connection broke off: asking again from {from}");
     loop {
-        std::thread::sleep(PAUSE);
+        pause(PAUSE);
         match ask(client, arguments, from) {
             Err(error) if matches!(error.code(), Code::Down | Code::Busy) => {}
             outcome => return outcome,

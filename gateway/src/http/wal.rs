@@ -110,7 +110,7 @@ impl Tail {
     fn fill(&mut self) -> Result<Bytes> {
         let mut piece = Vec::new();
         while piece.len() < PIECE {
-            match self.changes.next() {
+            match self.changes.read() {
                 Ok(Some(change)) => self.format.write(&change, &mut piece)?,
                 Ok(None) => break,
                 // What was read before is told first; the next read fails again.

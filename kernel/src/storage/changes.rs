@@ -96,7 +96,7 @@ impl Changes {
     ///
     /// # Errors
     /// `table_not_found`; `invalid_input` for a position that is still to come. Whether it is
-    /// still there, the first [`Changes::next`] says.
+    /// still there, the first [`Changes::read`] says.
     pub fn open(store: Arc<Store>, table: Option<&TableName>, from: From) -> Result<Changes> {
         let table = table.map(|name| find(&store.catalog(), name)).transpose()?;
         let end = store.journal.next();
@@ -148,9 +148,9 @@ impl Changes {
     /// # Errors
     /// `gone` where the records that follow are not kept any more; `corrupt`, naming file and
     /// offset; I/O errors.
-    pub fn next(&mut self) -> Result<Option<Change>> {
+    pub fn read(&mut self) -> Result<Option<Change>> {
         loop {
-            while let Some((position, record)) = self.group.next() {
+            for (position, record) in self.group.by_ref() {
                 if self.next.is_some_and(|next| position < next) {
                     continue;
                 }
@@ -212,9 +212,9 @@ impl Changes {
     fn go_on(&mut self) -> bool {
         let Some((number, reader)) = &mut self.current else { return true };
         match self.source.durable(*number) {
-            Durable::Open(bytes) if bytes <= reader.len() => return false,
+            Durable::Open(bytes) if bytes <= reader.counted() => return false,
             Durable::Open(bytes) => reader.extend(bytes),
-            Durable::Complete(Some(bytes)) if bytes > reader.len() => reader.extend(bytes),
+            Durable::Complete(Some(bytes)) if bytes > reader.counted() => reader.extend(bytes),
             Durable::Complete(_) => {
                 self.finished = Some(*number);
                 self.current = None;

@@ -342,7 +342,7 @@ impl FileReader {
 
     /// How many bytes of the file count.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn counted(&self) -> u64 {
         self.len
     }
 
