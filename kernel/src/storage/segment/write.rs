@@ -38,7 +38,7 @@ use crate::storage::segment::stats;
 use crate::storage::segment::store::{SegmentStore, Upload};
 use crate::storage::sort::{project, sort_windows};
 use crate::storage::version::Frozen;
-use crate::storage::width::{BATCH_BYTES, row_bytes};
+use crate::storage::width::{BATCH_BYTES, fitting, row_bytes};
 
 /// Rows that are gathered and encoded at a time.
 const WRITE_ROWS: usize = 16_384;
@@ -234,7 +234,8 @@ impl SegmentWriter {
     /// # Errors
     /// As [`SegmentReader::read`] and [`SegmentWriter::write`].
     pub fn learn(&mut self, from: &SegmentReader) -> Result<()> {
-        let first = 0..from.meta().rows.min(SAMPLE_ROWS as u64);
+        let most = fitting(SAMPLE_ROWS, from.row_bytes());
+        let first = 0..from.meta().rows.min(most as u64);
         let rows: Vec<_> = iter::once(first).collect();
         let sample = from.read(&self.columns, &rows, SAMPLE_ROWS)?.collect::<Result<Vec<_>>>()?;
         self.start(&sample).map(|_| ())
