@@ -250,13 +250,15 @@ impl Shared {
             Err(error) => match error.code() {
                 // Somebody else was faster and defined it differently: the next look says how.
                 Code::TypeConflict | Code::TableNotFound => Ok(Round::Again),
-                Code::LimitReached | Code::InvalidInput if write.partial => match known {
-                    Some(known) => {
-                        let checked = checked.without_missing(&error, false)?;
-                        Ok(Round::Fits(known, checked))
+                Code::LimitReached | Code::InvalidInput | Code::InUse if write.partial => {
+                    match known {
+                        Some(known) => {
+                            let checked = checked.without_missing(&error, false)?;
+                            Ok(Round::Fits(known, checked))
+                        }
+                        None => Ok(Round::Nothing(checked.without_missing(&error, true)?.rejected)),
                     }
-                    None => Ok(Round::Nothing(checked.without_missing(&error, true)?.rejected)),
-                },
+                }
                 _ => Err(error),
             },
         }

@@ -18,7 +18,8 @@ use arrow::datatypes::{Field, Schema};
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 use kymo_kernel::schema::{
-    ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, marked_field,
+    ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, exact_signed, exact_unsigned,
+    marked_field,
 };
 use kymo_kernel::storage::meta::Snapshot;
 use kymo_kernel::{Code, Error, Result};
@@ -85,6 +86,13 @@ pub enum Refusal {
         /// The column's type.
         existing: FieldType,
     },
+    /// An integer that floating point does not hold, for a column that holds floating point.
+    Inexact {
+        /// The column.
+        column: String,
+        /// The integer.
+        value: String,
+    },
     /// The name is a tag here and a field there, or the time column.
     Kind {
         /// The column.
@@ -112,6 +120,13 @@ impl Refusal {
                 format!(
                     "field type conflict: input field \"{column}\" on measurement \"{table}\" \
                      is type {given}, already exists as type {existing}"
+                ),
+            ),
+            Refusal::Inexact { column, value } => Error::new(
+                Code::TypeConflict,
+                format!(
+                    "field type conflict: input field \"{column}\" on measurement \"{table}\" \
+                     is type float, which does not hold the integer {value} exactly"
                 ),
             ),
             Refusal::Kind { column, given: ColumnKind::Tag, existing: ColumnKind::Time } => {
@@ -170,6 +185,8 @@ pub struct Columns {
     lines: Vec<u32>,
     series_of_row: Vec<u32>,
     max_columns: usize,
+    /// Whether integers and floating point may meet in a column.
+    widens: bool,
 }
 
 struct Column {
@@ -180,6 +197,8 @@ struct Column {
     fixed: bool,
     values: Values,
     nulls: NullBufferBuilder,
+    /// What it was before it took floating point.
+    narrow: Option<FieldType>,
 }
 
 enum Values {
@@ -217,6 +236,7 @@ impl Columns {
             lines: Vec::new(),
             series_of_row: Vec::new(),
             max_columns,
+            widens: known.is_some_and(|def| def.options.widen_integers),
         }
     }
 
@@ -319,17 +339,37 @@ impl Columns {
         Ok(at)
     }
 
-    /// Checks a value's type against a column that [`Columns::field`] has given out.
+    /// The column of a field that takes a value, made where it is new.
     ///
     /// # Errors
-    /// A refusal when it is another one.
-    pub fn check_type(&self, at: u32, given: FieldType) -> Result<(), Refusal> {
+    /// As [`Columns::field`] and [`Columns::admit`].
+    pub fn take(&mut self, name: &[u8], value: &Value<'_>) -> Result<u32, Refusal> {
+        let at = self.column(name, ColumnKind::Field, value.field_type())?;
+        self.admit(at, value)?;
+        Ok(at)
+    }
+
+    /// Prepares a column that [`Columns::take`] has given out for a value. Where the table says
+    /// so, integers and floating point meet as floating point.
+    ///
+    /// # Errors
+    /// A refusal when the value is of another type, or does not fit exactly.
+    pub fn admit(&mut self, at: u32, value: &Value<'_>) -> Result<(), Refusal> {
+        let given = value.field_type();
+        match self.columns.get_mut(at as usize) {
+            Some(column) if column.field_type != given => {
+                if self.widens && column.field_type.widens_with(given) {
+                    return column.meet(value);
+                }
+                Err(column.refuse(given))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_type(&self, at: u32, given: FieldType) -> Result<(), Refusal> {
         match self.columns.get(at as usize) {
-            Some(column) if column.field_type != given => Err(Refusal::Type {
-                column: column.name.clone(),
-                given,
-                existing: column.field_type,
-            }),
+            Some(column) if column.field_type != given => Err(column.refuse(given)),
             _ => Ok(()),
         }
     }
@@ -408,7 +448,8 @@ impl Columns {
             vec![marked_field(&self.time_name, ColumnKind::Time, FieldType::Timestamp)];
         let mut arrays: Vec<ArrayRef> = vec![Arc::new(times.with_timezone("+00:00"))];
         self.finish_tags(&mut fields, &mut arrays)?;
-        for column in std::mem::take(&mut self.columns) {
+        for mut column in std::mem::take(&mut self.columns) {
+            column.narrowed();
             if column.kind() == ColumnKind::Field && !column.nulls.is_empty() {
                 fields.push(marked_field(&column.name, ColumnKind::Field, column.field_type));
                 arrays.push(column.finish(rows)?);
@@ -481,7 +522,48 @@ impl Column {
             (_, FieldType::Text) => Values::Text(Text::default()),
             (_, FieldType::Timestamp) => Values::Timestamp(Vec::new()),
         };
-        Column { name, field_type, last_series: 0, fixed, values, nulls: NullBufferBuilder::new(0) }
+        let nulls = NullBufferBuilder::new(0);
+        Column { name, field_type, last_series: 0, fixed, values, nulls, narrow: None }
+    }
+
+    fn refuse(&self, given: FieldType) -> Refusal {
+        Refusal::Type { column: self.name.clone(), given, existing: self.field_type }
+    }
+
+    /// Lets an integer and floating point meet in this column, as long as nothing is lost.
+    fn meet(&mut self, value: &Value<'_>) -> Result<(), Refusal> {
+        let lossy = match value {
+            Value::Int(value) if !exact_signed(*value) => Some(value.to_string()),
+            Value::UInt(value) if !exact_unsigned(*value) => Some(value.to_string()),
+            _ => match &self.values {
+                Values::Int(had) => first(had, |value| !exact_signed(value)),
+                Values::UInt(had) => first(had, |value| !exact_unsigned(value)),
+                _ => None,
+            },
+        };
+        if let Some(value) = lossy {
+            return Err(Refusal::Inexact { column: self.name.clone(), value });
+        }
+        #[expect(clippy::cast_precision_loss, reason = "each was checked to be exact")]
+        let widened = match &self.values {
+            Values::Int(had) => had.iter().map(|value| *value as f64).collect(),
+            Values::UInt(had) => had.iter().map(|value| *value as f64).collect(),
+            _ => return Ok(()),
+        };
+        self.narrow = Some(std::mem::replace(&mut self.field_type, FieldType::Float64));
+        self.values = Values::Float(widened);
+        Ok(())
+    }
+
+    /// Takes back that it became floating point: the line that asked for it was bad.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "integers before")]
+    fn narrowed(&mut self) {
+        let (Some(field_type), Values::Float(values)) = (self.narrow, &self.values) else { return };
+        self.values = match field_type {
+            FieldType::Int64 => Values::Int(values.iter().map(|value| *value as i64).collect()),
+            _ => Values::UInt(values.iter().map(|value| *value as u64).collect()),
+        };
+        self.field_type = field_type;
     }
 
     fn kind(&self) -> ColumnKind {
@@ -516,7 +598,15 @@ impl Column {
             self.nulls.append_non_null();
         }
         match (&mut self.values, value) {
-            (Values::Float(values), Value::Float(value)) => values.push(value),
+            (Values::Float(values), Value::Float(value)) => {
+                values.push(value);
+                // It stays what it has become.
+                self.narrow = None;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "it was checked to be exact")]
+            (Values::Float(values), Value::Int(value)) => values.push(value as f64),
+            #[expect(clippy::cast_precision_loss, reason = "it was checked to be exact")]
+            (Values::Float(values), Value::UInt(value)) => values.push(value as f64),
             (Values::Int(values), Value::Int(value))
             | (Values::Timestamp(values), Value::Timestamp(value)) => values.push(value),
             (Values::UInt(values), Value::UInt(value)) => values.push(value),
@@ -559,6 +649,11 @@ impl Column {
             Values::Tag(_) => return Err(Error::internal("a tag column kept as a field")),
         })
     }
+}
+
+/// The first value that is something.
+fn first<T: Copy + ToString>(values: &[T], is: impl Fn(T) -> bool) -> Option<String> {
+    values.iter().find(|value| is(**value)).map(ToString::to_string)
 }
 
 /// Text values one after the other, as Arrow keeps them.

@@ -242,7 +242,8 @@ pub enum Ddl {
         /// database says.
         retention_ns: Option<i64>,
     },
-    /// Adds the columns of `schema` that the table lacks; those that exist must agree.
+    /// Adds the columns of `schema` that the table lacks. Those that exist must agree; where the
+    /// table widens integers, an integer field becomes floating point if it is to be that.
     AddColumns {
         /// The table.
         table: TableId,
@@ -306,6 +307,8 @@ pub enum TableChange {
         /// The new one.
         to: String,
     },
+    /// `SET (widen_integers = …)`.
+    WidenIntegers(bool),
 }
 
 /// What a retention is set for.

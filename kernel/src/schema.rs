@@ -121,6 +121,13 @@ impl FieldType {
         self == other || (integer && other == FieldType::Float64)
     }
 
+    /// Whether values of both types may be kept together as floating point: one of them is, and
+    /// the other an integer.
+    #[must_use]
+    pub fn widens_with(self, other: FieldType) -> bool {
+        self != other && (self.widens_to(other) || other.widens_to(self))
+    }
+
     /// The field type that an Arrow type is kept as, where it is one of ours.
     #[must_use]
     pub fn of(data_type: &DataType) -> Option<FieldType> {
@@ -140,6 +147,21 @@ impl fmt::Display for FieldType {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(self.as_str())
     }
+}
+
+/// Beyond this many, not every integer has a number in floating point: 2^53.
+const EXACT: u64 = 1 << 53;
+
+/// Whether floating point holds an integer exactly, together with all that are nearer to zero.
+#[must_use]
+pub fn exact_signed(value: i64) -> bool {
+    exact_unsigned(value.unsigned_abs())
+}
+
+/// As [`exact_signed`].
+#[must_use]
+pub fn exact_unsigned(value: u64) -> bool {
+    value <= EXACT
 }
 
 /// The Arrow type of every tag: text through a dictionary of 32-bit keys.
@@ -339,6 +361,9 @@ pub struct TableOptions {
     pub append_only: bool,
     /// Width of the time windows that segments are cut at, in nanoseconds; at least one second.
     pub window_ns: i64,
+    /// Let integers and floating point meet in a field: integers that floating point holds
+    /// exactly become such, and an integer field becomes floating point once it is given some.
+    pub widen_integers: bool,
 }
 
 /// The default width of a segment's time window: one day.
@@ -346,7 +371,7 @@ pub const DEFAULT_WINDOW_NS: i64 = 86_400_000_000_000;
 
 impl Default for TableOptions {
     fn default() -> Self {
-        TableOptions { append_only: false, window_ns: DEFAULT_WINDOW_NS }
+        TableOptions { append_only: false, window_ns: DEFAULT_WINDOW_NS, widen_integers: false }
     }
 }
 

@@ -242,33 +242,45 @@ fn add_columns(
     };
     let def = &meta.def;
     let mut new: Vec<Column> = Vec::new();
+    let mut columns = def.schema.columns.clone();
     for column in &schema.columns {
-        match def.schema.column(&column.name) {
-            Some(known) if known.kind == column.kind && known.field_type == column.field_type => {}
-            Some(known) => return Err(conflict(&def.name.table, column, known)),
-            None => {
-                check_name("column", &column.name)?;
-                if column.kind == ColumnKind::Time {
-                    return Err(Error::new(
-                        Code::InvalidInput,
-                        format!("table {} has a time column already", def.name),
-                    ));
-                }
-                if new.iter().all(|other| other.name != column.name) {
-                    new.push(column.clone());
-                }
+        let Some(known) = columns.iter_mut().find(|known| known.name == column.name) else {
+            check_name("column", &column.name)?;
+            if column.kind == ColumnKind::Time {
+                return Err(Error::new(
+                    Code::InvalidInput,
+                    format!("table {} has a time column already", def.name),
+                ));
             }
+            if new.iter().all(|other| other.name != column.name) {
+                new.push(column.clone());
+            }
+            continue;
+        };
+        let same = known.kind == column.kind && known.field_type == column.field_type;
+        if same || widens(def, column, known) {
+            continue;
         }
+        if !widens(def, known, column) {
+            return Err(conflict(&def.name.table, column, known));
+        }
+        alter::check_unused(snapshot, def, &column.name)?;
+        known.field_type = column.field_type;
     }
-    if new.is_empty() {
+    if new.is_empty() && columns == def.schema.columns {
         return Ok(Plan { table: Some(table), ..Plan::default() });
     }
-    let mut columns = def.schema.columns.clone();
     columns.extend(number(new.into_iter(), meta.next_column.0));
     check_columns(&def.name, &columns, limits)?;
     let schema = TableSchema { version: def.schema.version + 1, columns };
     let def = TableDef { schema, ..TableDef::clone(def) };
     Ok(Plan { ops: vec![Op::PutTable { def }], table: Some(table), dropped: Vec::new() })
+}
+
+/// Whether a field's values may be kept as those of another one, in a table that allows it.
+fn widens(def: &TableDef, from: &Column, to: &Column) -> bool {
+    let fields = from.kind == ColumnKind::Field && to.kind == ColumnKind::Field;
+    def.options.widen_integers && fields && from.field_type.widens_to(to.field_type)
 }
 
 /// Gives columns their ids, which grow with every column that a table ever gets.
@@ -485,6 +497,40 @@ mod tests {
             |if_exists| Ddl::AlterTable { name: nothing.clone(), if_exists, changes: vec![] };
         assert_eq!(plan(&snapshot, &gone(true), LIMITS).unwrap(), Plan::default());
         assert_eq!(plan(&snapshot, &gone(false), LIMITS).unwrap_err().code(), Code::TableNotFound);
+    }
+
+    #[test]
+    fn integers_widen_where_the_table_says_so() {
+        let cpu = TableName::new("kymo", "cpu");
+        let snapshot = after(&Snapshot::default(), &create("cpu", false));
+        let table = snapshot.table(&cpu).unwrap().def.id;
+        let add = |field_type| Ddl::AddColumns {
+            table,
+            schema: TableSchema {
+                version: 0,
+                columns: vec![column("n", ColumnKind::Field, field_type)],
+            },
+        };
+        let snapshot = after(&snapshot, &add(FieldType::Int64));
+        let refused = plan(&snapshot, &add(FieldType::Float64), LIMITS).unwrap_err();
+        assert_eq!(refused.code(), Code::TypeConflict);
+        assert!(refused.hint().unwrap().contains("widen_integers"), "{refused:?}");
+        let set = |widen| Ddl::AlterTable {
+            name: cpu.clone(),
+            if_exists: false,
+            changes: vec![TableChange::WidenIntegers(widen)],
+        };
+        let snapshot = after(&snapshot, &set(true));
+        let wide = after(&snapshot, &add(FieldType::Float64));
+        let n = wide.table(&cpu).unwrap().def.schema.column("n").unwrap().clone();
+        assert_eq!((n.id, n.field_type), (ColumnId(3), FieldType::Float64));
+        // The other order: whoever comes with integers now has nothing to change.
+        assert!(plan(&wide, &add(FieldType::Int64), LIMITS).unwrap().ops.is_empty());
+        assert!(plan(&wide, &set(true), LIMITS).unwrap().ops.is_empty());
+        let text = plan(&snapshot, &add(FieldType::Text), LIMITS).unwrap_err();
+        assert_eq!(text.code(), Code::TypeConflict);
+        let narrow = after(&snapshot, &set(false));
+        assert!(plan(&narrow, &add(FieldType::Float64), LIMITS).is_err());
     }
 
     #[test]

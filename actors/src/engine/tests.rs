@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use kymo_kernel::Code;
 use kymo_kernel::env::Clock;
-use kymo_kernel::message::{Append, Beside, Ddl, Write};
+use kymo_kernel::message::{Append, Beside, Ddl, TableChange, Write};
 use kymo_kernel::schema::{TableBatch, TableDef, TableName};
 use kymo_kernel::storage::log::Record;
 
@@ -582,5 +582,65 @@ fn the_oldest_refused_rows_go_beyond_the_bound() {
         assert_eq!((version.segments.len(), version.stored_rows()), (0, 2));
         let table = life.engine.store().catalog().table(&def.name).unwrap().clone();
         assert!(table.segments.is_empty());
+    });
+}
+
+#[test]
+fn columns_change_under_writes_and_stay_changed_after_a_crash() {
+    let world = World::new(12);
+    let wide = TableName::new("kymo", "wide");
+    let seen = |life: &Life| {
+        let of = |table: &TableName, field: &str| life.points(table, field);
+        (of(&cpu(), "load"), of(&cpu(), "value"), of(&wide, "value"))
+    };
+    let before = world.run(async {
+        let life = world.open();
+        let alter = |name: &TableName, change: TableChange| {
+            let (name, changes) = (name.clone(), vec![change]);
+            life.engine.ddl().call(Ddl::AlterTable { name, if_exists: false, changes })
+        };
+        life.write(rows(&cpu(), &[("a", 1, 1.0)])).await.unwrap();
+        let to_load = TableChange::RenameColumn { from: "value".into(), to: "load".into() };
+        let under_way = life.write(rows(&cpu(), &[("a", 2, 2.0)]));
+        let (written, renamed) = futures::join!(under_way, alter(&cpu(), to_load));
+        assert_eq!(written.unwrap().rows, 1);
+        assert!(renamed.unwrap().changed);
+        // The writer goes on with the old name, which becomes a column of its own.
+        life.write(rows(&cpu(), &[("b", 1, 7.0)])).await.unwrap();
+        let (load, value) = (life.points(&cpu(), "load"), life.points(&cpu(), "value"));
+        assert_eq!(load[&("a".to_owned(), 1)], 1.0);
+        assert_eq!((load.len() + value.len(), value[&("b".to_owned(), 1)]), (3, 7.0));
+        let drop_value = TableChange::DropColumn { name: "value".into(), if_exists: false };
+        alter(&cpu(), drop_value).await.unwrap();
+        let back = rows(&cpu(), &[("b", 2, 9.0)]);
+        life.write(back).await.unwrap();
+
+        life.write(integers(&wide, &[("a", 1, Some(5))])).await.unwrap();
+        let float = || rows(&wide, &[("a", 2, 0.5)]);
+        let refused = life.write(float()).await.unwrap().rejected;
+        assert_eq!(refused[0].error.code(), Code::TypeConflict);
+        alter(&wide, TableChange::WidenIntegers(true)).await.unwrap();
+        let written = join_all([
+            life.write(float()),
+            life.write(integers(&wide, &[("a", 3, Some(6))])),
+            life.write(integers(&wide, &[("a", 4, Some((1 << 53) + 1))])),
+        ]);
+        let written = written.await.into_iter().map(|acked| acked.unwrap().rows);
+        let written: u64 = written.sum();
+        let later = life.write(integers(&wide, &[("a", 5, Some((1 << 53) + 1))])).await.unwrap();
+        assert_eq!((later.rows, later.rejected.len()), (0, 1));
+
+        let before = seen(&life);
+        assert_eq!(before.1, BTreeMap::from([(("b".to_owned(), 2), 9.0)]));
+        assert_eq!(before.2.len() as u64, written + 1);
+        assert_eq!((before.2[&("a".to_owned(), 1)], before.2[&("a".to_owned(), 2)]), (5.0, 0.5));
+        before
+    });
+    world.sim.disk.crash(10);
+    world.run(async {
+        let life = world.open();
+        assert_eq!(seen(&life), before);
+        life.engine.writers().flush().await.unwrap();
+        assert_eq!(seen(&life), before);
     });
 }

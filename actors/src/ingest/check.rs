@@ -2,18 +2,22 @@
 //! [`TableDef`], row by row where types conflict.
 //!
 //! A conflict costs only the rows that have a value in the conflicting column. Words and
-//! rules follow InfluxDB: an integer does not fit a float column, a tag is no field.
+//! rules follow InfluxDB: an integer does not fit a float column, a tag is no field; unless the
+//! table widens integers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute;
-use arrow::datatypes::{DataType, FieldRef, Schema, TimestampNanosecondType};
+use arrow::datatypes::{
+    DataType, FieldRef, Int64Type, Schema, TimestampNanosecondType, UInt64Type,
+};
 use kymo_kernel::ids::ColumnId;
 use kymo_kernel::message::RejectedRow;
 use kymo_kernel::schema::{
     Column, ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, TableSchema,
+    exact_signed, exact_unsigned,
 };
 use kymo_kernel::{Code, Error, Result};
 
@@ -71,7 +75,10 @@ pub struct Checked {
 enum Place {
     /// A column of the table, by its place.
     At(usize),
-    /// New.
+    /// Integers for a column of floating point, by its place; rows whose integer that does not
+    /// hold exactly are refused with this error.
+    Exact(usize, BooleanArray, Error),
+    /// New, or an integer column that becomes floating point.
     New(Column),
     /// Of another kind or type than it should be.
     Conflict(Error),
@@ -85,9 +92,10 @@ enum Place {
 pub fn check(rows: &TableBatch, known: Option<&Known>) -> Result<Checked> {
     check_shape(rows)?;
     let places = place(rows, known)?;
-    let refused = refused_rows(&rows.batch, &places);
+    let conflicts = conflicts(&rows.batch, &places);
+    let refused = refused_rows(&conflicts);
     let rejected = match &refused {
-        Some(refused) => describe(rows, &places, refused),
+        Some(refused) => describe(rows, &conflicts, refused),
         None => Vec::new(),
     };
     let (kept, lines) = match &refused {
@@ -243,7 +251,8 @@ fn place(rows: &TableBatch, known: Option<&Known>) -> Result<Vec<Place>> {
                 {
                     return Err(invalid(rows, &format!("names column {:?} twice", column.name)));
                 }
-                fit(measurement, &column, &known.def.schema.columns[at], at)
+                let array = rows.batch.column(places.len());
+                fit(&known.def, measurement, column, at, array)?
             }
             _ => match first.map(|first| &places[first]) {
                 // One name twice in a request: what came first decides.
@@ -265,12 +274,46 @@ fn place(rows: &TableBatch, known: Option<&Known>) -> Result<Vec<Place>> {
     Ok(places)
 }
 
-fn fit(measurement: &str, incoming: &Column, existing: &Column, at: usize) -> Place {
+fn fit(
+    def: &TableDef,
+    measurement: &str,
+    incoming: Column,
+    at: usize,
+    array: &ArrayRef,
+) -> Result<Place> {
+    let existing = &def.schema.columns[at];
     if incoming.kind == existing.kind && incoming.field_type == existing.field_type {
-        Place::At(at)
-    } else {
-        Place::Conflict(conflict(measurement, incoming, existing))
+        return Ok(Place::At(at));
     }
+    let fields = incoming.kind == ColumnKind::Field && existing.kind == ColumnKind::Field;
+    if !def.options.widen_integers || !fields {
+        return Ok(Place::Conflict(conflict(measurement, &incoming, existing)));
+    }
+    Ok(if incoming.field_type.widens_to(existing.field_type) {
+        let error = conflict(measurement, &incoming, existing)
+            .with_hint("floating point holds integers up to 2^53: write larger ones as text");
+        Place::Exact(at, inexact(array)?, error)
+    } else if existing.field_type.widens_to(incoming.field_type) {
+        Place::New(incoming)
+    } else {
+        Place::Conflict(conflict(measurement, &incoming, existing))
+    })
+}
+
+/// Which integers floating point does not hold exactly.
+fn inexact(array: &ArrayRef) -> Result<BooleanArray> {
+    let lossy = match array.data_type() {
+        DataType::Int64 => BooleanArray::from_unary(array.as_primitive::<Int64Type>(), |value| {
+            !exact_signed(value)
+        }),
+        DataType::UInt64 => BooleanArray::from_unary(array.as_primitive::<UInt64Type>(), |value| {
+            !exact_unsigned(value)
+        }),
+        other => return Err(Error::internal(format!("check {other} as integers"))),
+    };
+    let (values, nulls) = lossy.into_parts();
+    let values = nulls.map_or(values.clone(), |nulls| &values & nulls.inner());
+    Ok(BooleanArray::new(values, None))
 }
 
 /// The error of a column that is something else already, in InfluxDB's words.
@@ -288,9 +331,18 @@ pub fn conflict(measurement: &str, incoming: &Column, existing: &Column) -> Erro
         ),
     )
     .with_hint(format!(
-        "write {:?} as {}, or use another name",
+        "write {:?} as {}, or use another name{}",
         incoming.name,
-        type_word(existing)
+        type_word(existing),
+        match (incoming.kind, existing.kind) {
+            (ColumnKind::Field, ColumnKind::Field)
+                if incoming.field_type.widens_with(existing.field_type) =>
+            {
+                "; integers and floating point meet after \
+                 ALTER TABLE … SET (widen_integers = true)"
+            }
+            _ => "",
+        }
     ))
 }
 
@@ -301,46 +353,43 @@ fn type_word(column: &Column) -> &'static str {
     }
 }
 
-/// The rows that have a value in a conflicting column; `None` where no row has.
-fn refused_rows(batch: &RecordBatch, places: &[Place]) -> Option<BooleanArray> {
-    let mut refused: Option<BooleanArray> = None;
-    for (at, place) in places.iter().enumerate() {
-        if !matches!(place, Place::Conflict(_)) {
-            continue;
-        }
+/// For each column that costs rows: which rows, and why.
+fn conflicts<'a>(batch: &RecordBatch, places: &'a [Place]) -> Vec<(BooleanArray, &'a Error)> {
+    let costs = |(at, place): (usize, &'a Place)| match place {
         // A tag may also be NULL through its dictionary, which only the logical mask shows.
-        let valid = match batch.column(at).logical_nulls() {
-            Some(nulls) => BooleanArray::new(nulls.into_inner(), None),
-            None => BooleanArray::from(vec![true; batch.num_rows()]),
-        };
-        refused = Some(match refused {
-            Some(before) => compute::or(&before, &valid).unwrap_or(before),
-            None => valid,
-        });
-    }
+        Place::Conflict(error) => {
+            let valid = match batch.column(at).logical_nulls() {
+                Some(nulls) => BooleanArray::new(nulls.into_inner(), None),
+                None => BooleanArray::from(vec![true; batch.num_rows()]),
+            };
+            Some((valid, error))
+        }
+        Place::Exact(_, inexact, error) => Some((inexact.clone(), error)),
+        Place::At(_) | Place::New(_) => None,
+    };
+    places.iter().enumerate().filter_map(costs).collect()
+}
+
+/// The rows that any conflict costs; `None` where there is none.
+fn refused_rows(conflicts: &[(BooleanArray, &Error)]) -> Option<BooleanArray> {
+    let all = conflicts.iter().map(|(rows, _)| rows.clone());
+    let refused = all.reduce(|all, rows| compute::or(&all, &rows).unwrap_or(all));
     refused.filter(|rows| rows.true_count() > 0)
 }
 
 /// One entry for each refused row, with the first of its conflicts.
-fn describe(rows: &TableBatch, places: &[Place], refused: &BooleanArray) -> Vec<RejectedRow> {
-    let conflicts: Vec<(&ArrayRef, &Error)> = places
-        .iter()
-        .enumerate()
-        .filter_map(|(at, place)| match place {
-            Place::Conflict(error) => Some((rows.batch.column(at), error)),
-            _ => None,
-        })
-        .collect();
-    let nulls: Vec<_> = conflicts.iter().map(|(column, _)| column.logical_nulls()).collect();
-    let has_value =
-        |which: usize, row: usize| nulls[which].as_ref().is_none_or(|n| n.is_valid(row));
+fn describe(
+    rows: &TableBatch,
+    conflicts: &[(BooleanArray, &Error)],
+    refused: &BooleanArray,
+) -> Vec<RejectedRow> {
     refused
         .values()
         .set_indices()
         .filter_map(|row| {
-            let which = (0..conflicts.len()).find(|which| has_value(*which, row))?;
+            let (_, error) = conflicts.iter().find(|(rows, _)| rows.value(row))?;
             let line = rows.lines.get(row).copied().unwrap_or(0);
-            Some(RejectedRow { line, error: conflicts[which].1.clone() })
+            Some(RejectedRow { line, error: (*error).clone() })
         })
         .collect()
 }
@@ -358,7 +407,7 @@ fn assemble(
     let mut missing = Vec::new();
     for ((place, array), field) in places.into_iter().zip(arrays).zip(old.fields()) {
         match (place, known) {
-            (Place::At(at), Some(known)) => {
+            (Place::At(at) | Place::Exact(at, ..), Some(known)) => {
                 let field = known.fields[at].clone();
                 columns.push(as_type(array, field.data_type())?);
                 fields.push(field);
@@ -407,7 +456,7 @@ mod tests {
     use arrow::array::{
         DictionaryArray, Float64Array, Int64Array, StringArray, TimestampNanosecondArray,
     };
-    use arrow::datatypes::Int32Type;
+    use arrow::datatypes::{Float64Type, Int32Type};
     use kymo_kernel::ids::TableId;
     use kymo_kernel::schema::{TableName, TableOptions, marked_field};
 
@@ -489,6 +538,32 @@ mod tests {
             "field type conflict: input field \"v\" on measurement \"cpu\" is type integer, \
              already exists as type float"
         );
+    }
+
+    #[test]
+    fn integers_and_floating_point_meet_where_the_table_says_so() {
+        let narrow =
+            known(&[("v", Field, Float64), ("n", Field, Int64), ("time", Time, Timestamp)]);
+        let mut def = TableDef::clone(&narrow.def);
+        def.options.widen_integers = true;
+        let wide = Known::new(Arc::new(def)).unwrap();
+        let most = 1_i64 << 53;
+        let rows = rows(vec![
+            ("v", Field, Int64, Arc::new(Int64Array::from(vec![Some(most), None, Some(most + 1)]))),
+            ("n", Field, Float64, Arc::new(Float64Array::from(vec![None, Some(0.5), None]))),
+            ("time", Time, Timestamp, times(3)),
+        ]);
+        let refused = check(&rows, Some(&narrow)).unwrap().rejected;
+        assert_eq!(refused.iter().map(|row| row.line).collect::<Vec<_>>(), [10, 20, 30]);
+        assert!(refused[1].error.hint().unwrap().contains("widen_integers"));
+        let checked = check(&rows, Some(&wide)).unwrap();
+        assert_eq!((checked.lines.as_slice(), checked.rejected.len()), (&[10, 20][..], 1));
+        assert!(checked.rejected[0].error.hint().unwrap().contains("2^53"));
+        let v = checked.batch.column_by_name("v").unwrap().as_primitive::<Float64Type>();
+        assert_eq!((v.value(0), v.is_null(1)), (9_007_199_254_740_992.0, true));
+        let missing: Vec<_> =
+            checked.missing.iter().map(|each| (each.name.as_str(), each.field_type)).collect();
+        assert_eq!(missing, [("n", Float64)], "the catalog is asked to widen it");
     }
 
     #[test]

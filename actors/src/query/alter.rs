@@ -16,7 +16,7 @@ use super::utility::{name, table_name, take, word_is};
 use super::{ddl, retention};
 
 const WHAT: &str = "what can be changed: ADD COLUMN, DROP COLUMN, RENAME COLUMN … TO …, \
-                    SET (retention = '30d'), RESET (retention)";
+                    SET (retention = '30d'), SET (widen_integers = true), RESET (…)";
 
 /// Reads `ALTER TABLE`; `None` if it is something else.
 pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
@@ -30,7 +30,13 @@ pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
     let _ = take(parser, "ONLY");
     let table = table_name(parser)?;
     let next = parser.peek_token();
-    if word_is(&next.token, "SET") || word_is(&next.token, "RESET") {
+    let (set, reset) = (word_is(&next.token, "SET"), word_is(&next.token, "RESET"));
+    if (set || reset) && word_is(&parser.peek_nth_token(2).token, "widen_integers") {
+        let changes = vec![TableChange::WidenIntegers(widening(parser, set)?)];
+        let alter = AlterTable { name: table, if_exists, changes };
+        return Ok(Some(Define::AlterTable(Box::new(alter))));
+    }
+    if set || reset {
         let retention_ns = retention::change(parser, "ALTER TABLE")?;
         return Ok(Some(Define::Retention(Retained::Table(table, retention_ns))));
     }
@@ -39,6 +45,25 @@ pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
         changes.push(change(parser)?);
     }
     Ok(Some(Define::AlterTable(Box::new(AlterTable { name: table, if_exists, changes }))))
+}
+
+/// `SET (widen_integers = …)`; `RESET (widen_integers)` is no.
+fn widening(parser: &mut Parser, set: bool) -> Result<bool, Failure> {
+    parser.advance_token();
+    parser.expect_token(&Token::LParen)?;
+    let option = name(parser)?;
+    let mut widen = false;
+    if set {
+        parser.expect_token(&Token::Eq)?;
+        let value = match parser.next_token().token {
+            Token::Word(word) => word.value,
+            Token::SingleQuotedString(text) | Token::Number(text, _) => text,
+            other => other.to_string(),
+        };
+        widen = ddl::boolean(&option, &value)?;
+    }
+    parser.expect_token(&Token::RParen)?;
+    Ok(widen)
 }
 
 fn change(parser: &mut Parser) -> Result<TableChange, Failure> {
@@ -122,11 +147,25 @@ mod tests {
                 ),
                 TableChange::DropColumn { name, if_exists } => format!("- {name} {if_exists}"),
                 TableChange::RenameColumn { from, to } => format!("{from} → {to}"),
+                TableChange::WidenIntegers(widen) => format!("widen {widen}"),
             })
             .collect();
         let expected =
             ["+ v field float true", "+ region tag string false", "- Old true", "- w false"];
         assert_eq!(read, [&expected[..], &["x → y", "a → B"]].concat());
+    }
+
+    #[test]
+    fn widening_is_set_and_reset() {
+        let one = |sql: &str| changes(sql).map(|mut changes| changes.remove(0));
+        let on = TableChange::WidenIntegers(true);
+        assert_eq!(one("t SET (widen_integers = true)").unwrap(), on);
+        assert_eq!(one("t SET (widen_integers = 'on')").unwrap(), on);
+        let off = TableChange::WidenIntegers(false);
+        assert_eq!(one("a.t RESET (widen_integers)").unwrap(), off);
+        assert!(one("t SET (widen_integers = maybe)").is_err());
+        let other = one("t SET (append_only = true)").unwrap_err();
+        assert!(other.hint().unwrap().contains("retention"), "{other}");
     }
 
     #[test]

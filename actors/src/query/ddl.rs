@@ -453,6 +453,7 @@ fn apply_option(given: &mut Options, name: &str, value: &str) -> Result<()> {
     match name {
         "retention" => given.retention_ns = Some(retention::length(value)?),
         "append_only" | "append_mode" => options.append_only = boolean(name, value)?,
+        "widen_integers" => options.widen_integers = boolean(name, value)?,
         "window" => {
             let nanos = Span::parse(value)?.fixed_nanos();
             options.window_ns = nanos.filter(|nanos| *nanos >= 1_000_000_000).ok_or_else(|| {
@@ -462,13 +463,13 @@ fn apply_option(given: &mut Options, name: &str, value: &str) -> Result<()> {
         }
         other => {
             return Err(Error::new(Code::InvalidInput, format!("unknown table option {other:?}"))
-                .with_hint("options: append_only, window, retention"));
+                .with_hint("options: append_only, window, retention, widen_integers"));
         }
     }
     Ok(())
 }
 
-fn boolean(name: &str, value: &str) -> Result<bool> {
+pub(super) fn boolean(name: &str, value: &str) -> Result<bool> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "on" | "yes" | "1" => Ok(true),
         "false" | "off" | "no" | "0" => Ok(false),
@@ -498,8 +499,9 @@ pub(crate) fn create_statement(
         })
         .collect();
     let window = options.window_ns / 1_000_000_000;
+    let widens = if options.widen_integers { ", widen_integers = true" } else { "" };
     format!(
-        "CREATE TABLE {} (\n{}\n) WITH (append_only = {}, window = '{window}s'{})",
+        "CREATE TABLE {} (\n{}\n) WITH (append_only = {}, window = '{window}s'{}{widens})",
         quoted(name),
         columns.join(",\n"),
         options.append_only,
@@ -633,7 +635,7 @@ mod tests {
 
     #[test]
     fn the_statement_shown_makes_the_same_table() {
-        let made = table("CREATE TABLE \"My t\" (\"Host\" TAG, u BIGINT UNSIGNED, time TIMESTAMP) WITH (append_only = true)").unwrap();
+        let made = table("CREATE TABLE \"My t\" (\"Host\" TAG, u BIGINT UNSIGNED, time TIMESTAMP) WITH (append_only = true, widen_integers)").unwrap();
         for retention in [None, Some(0), Some(36 * 3_600_000_000_000)] {
             let text = create_statement("My t", &made.schema, &made.options, retention);
             let again = table(&text).unwrap();

@@ -56,7 +56,7 @@ pub(super) fn change(parser: &mut Parser, verb: &str) -> std::result::Result<Opt
     let option = name(parser)?;
     if option != "retention" {
         return Err(Error::new(Code::InvalidInput, format!("{option:?} cannot be changed"))
-            .with_hint("what can be changed: retention")
+            .with_hint("what can be changed: retention, and widen_integers of a table")
             .into());
     }
     let mut retention = None;

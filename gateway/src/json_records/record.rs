@@ -82,7 +82,7 @@ impl<'a> Record<'a> {
         for (name, json) in &self.fields {
             let existing = columns.kind(name.as_bytes()).map(|(_, field_type)| field_type);
             let Some(value) = value(name, json, existing)? else { continue };
-            let at = match columns.field(name.as_bytes(), value.field_type()) {
+            let at = match columns.take(name.as_bytes(), &value) {
                 Ok(at) => at,
                 Err(refusal) => widened(columns, name, value).ok_or_else(|| refused(refusal))?,
             };

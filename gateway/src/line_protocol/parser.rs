@@ -293,8 +293,8 @@ impl<'a> Parser<'a> {
         if let Some((len, column)) = expected {
             self.at += len + 1;
             let value = self.value()?;
-            let columns = &self.tables[table as usize].columns;
-            match columns.check_type(column, value.field_type()) {
+            let columns = &mut self.tables[table as usize].columns;
+            match columns.admit(column, &value) {
                 Ok(()) => self.values.push((column, value)),
                 Err(refusal) => self.refuse(refusal),
             }
@@ -305,7 +305,7 @@ impl<'a> Parser<'a> {
         let table = &mut self.tables[table as usize];
         let name = scan::unescape(raw_name, true);
         let width = table.columns.width();
-        let column = match table.columns.field(&name, value.field_type()) {
+        let column = match table.columns.take(&name, &value) {
             Ok(column) => column,
             Err(refusal) => {
                 self.refuse(refusal);

@@ -295,6 +295,53 @@ fn types_conflict_within_a_body_and_with_the_catalog() {
 }
 
 #[test]
+fn integers_and_floating_point_meet_where_the_table_says_so() {
+    let column = |id, name: &str, kind, field_type| Column {
+        id: ColumnId(id),
+        name: name.into(),
+        kind,
+        field_type,
+    };
+    let def = TableDef {
+        id: TableId(1),
+        name: TableName::new("kymo", "cpu"),
+        schema: TableSchema {
+            version: 1,
+            columns: vec![
+                column(1, "time", ColumnKind::Time, FieldType::Timestamp),
+                column(2, "v", ColumnKind::Field, FieldType::Float64),
+                column(3, "n", ColumnKind::Field, FieldType::Int64),
+                column(4, "u", ColumnKind::Field, FieldType::UInt64),
+                column(5, "kept", ColumnKind::Field, FieldType::Int64),
+            ],
+        },
+        options: TableOptions { widen_integers: true, ..TableOptions::default() },
+    };
+    let catalog = Catalog(Some(Arc::new(def)));
+    let body = b"cpu v=9007199254740992i,n=1i,u=1u 1\ncpu v=9007199254740993i 2\n\
+                 cpu n=0.5,u=2u 3\ncpu n=2i,u=-0.5 4\ncpu kept=1i 5\ncpu kept=1.5,v=t 6\n\
+                 cpu kept=2i,n=9007199254740993i 7\n";
+    let parsed = parse(body, &catalog, &options()).unwrap();
+    let bad: Vec<_> = parsed.errors.iter().map(|error| error.line).collect();
+    assert_eq!(bad, [2, 6, 7]);
+    assert!(parsed.errors[0].error.message().contains("9007199254740993 exactly"));
+    let batch = &parsed.batches[0].batch;
+    let floats = |name: &str| {
+        let column = batch.column_by_name(name).unwrap().as_primitive::<Float64Type>();
+        column.iter().collect::<Vec<_>>()
+    };
+    assert_eq!(floats("v")[0], Some(9_007_199_254_740_992.0));
+    assert_eq!(floats("n"), [Some(1.0), Some(0.5), Some(2.0), None]);
+    assert_eq!(floats("u"), [Some(1.0), Some(2.0), Some(-0.5), None]);
+    let kept = batch.column_by_name("kept").unwrap();
+    assert_eq!(kept.data_type(), &DataType::Int64, "a bad line widens nothing");
+    let large = b"cpu n=9007199254740993i 1\ncpu n=0.5 2\n";
+    let parsed = parse(large, &catalog, &options()).unwrap();
+    assert_eq!(parsed.errors[0].line, 2, "what was there first is kept as it is");
+    assert_eq!(parsed.batches[0].batch.column_by_name("n").unwrap().data_type(), &DataType::Int64);
+}
+
+#[test]
 fn a_refused_line_does_not_fix_a_type() {
     let parsed = read(b"m v=1i,w=bad\nm v=\"text\"\n");
     assert_eq!((parsed.rows, parsed.bad_lines), (1, 1));

@@ -116,7 +116,7 @@ pub fn table(append_only: bool) -> TableDef {
                 column(6, "text", ColumnKind::Field, FieldType::Text),
             ],
         },
-        options: TableOptions { append_only, window_ns: WINDOW },
+        options: TableOptions { append_only, window_ns: WINDOW, ..TableOptions::default() },
     }
 }
 

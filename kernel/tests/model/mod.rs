@@ -389,7 +389,11 @@ impl Run {
             id,
             name: TableName::new("kymo", format!("t{id}")),
             schema: TableSchema { version: 1, columns },
-            options: TableOptions { append_only: self.dice.chance(30), window_ns: 10_000_000_000 },
+            options: TableOptions {
+                append_only: self.dice.chance(30),
+                window_ns: 10_000_000_000,
+                ..TableOptions::default()
+            },
         };
         self.say(|| format!("create {} append_only={}", def.name, def.options.append_only));
         if self.commit(Op::PutTable { def: def.clone() }) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kymo_kernel::ids::ColumnId;
 use kymo_kernel::message::TableChange;
 use kymo_kernel::schema::{
-    Column, ColumnKind, SYSTEM_SCHEMA, TableDef, TableName, TableSchema, check_name,
+    Column, ColumnKind, SYSTEM_SCHEMA, TableDef, TableName, TableOptions, TableSchema, check_name,
 };
 use kymo_kernel::storage::meta::{Op, Snapshot, TableMeta};
 use kymo_kernel::{Code, Error, Result};
@@ -38,14 +38,14 @@ pub(super) fn plan(
     };
     let mut draft = Draft::of(snapshot, table);
     changes.iter().try_for_each(|change| draft.apply(change))?;
-    let Draft { columns, .. } = draft;
+    let Draft { columns, options, .. } = draft;
     let (id, known) = (table.def.id, &table.def.schema);
-    if columns == known.columns {
+    if columns == known.columns && options == table.def.options {
         return Ok(Plan { table: Some(id), ..Plan::default() });
     }
     check_columns(name, &columns, limits)?;
     let schema = TableSchema { version: known.version + 1, columns };
-    let def = TableDef { schema, ..TableDef::clone(&table.def) };
+    let def = TableDef { schema, options, ..TableDef::clone(&table.def) };
     Ok(Plan { ops: vec![Op::PutTable { def }], table: Some(id), dropped: Vec::new() })
 }
 
@@ -54,13 +54,15 @@ struct Draft<'a> {
     snapshot: &'a Snapshot,
     def: &'a TableDef,
     columns: Vec<Column>,
+    options: TableOptions,
     next: ColumnId,
 }
 
 impl<'a> Draft<'a> {
     fn of(snapshot: &'a Snapshot, table: &'a Arc<TableMeta>) -> Self {
         let (def, next) = (table.def.as_ref(), table.next_column);
-        Draft { snapshot, def, columns: def.schema.columns.clone(), next }
+        let (columns, options) = (def.schema.columns.clone(), def.options.clone());
+        Draft { snapshot, def, columns, options, next }
     }
 
     fn apply(&mut self, change: &TableChange) -> Result<()> {
@@ -68,6 +70,10 @@ impl<'a> Draft<'a> {
             TableChange::AddColumn { column, if_not_exists } => self.add(column, *if_not_exists),
             TableChange::DropColumn { name, if_exists } => self.drop(name, *if_exists),
             TableChange::RenameColumn { from, to } => self.rename(from, to),
+            TableChange::WidenIntegers(widen) => {
+                self.options.widen_integers = *widen;
+                Ok(())
+            }
         }
     }
 

@@ -17,7 +17,8 @@
 //! Format 2 added the operations on plugins, and the record of [`plugins`] behind the first
 //! format's record in a checkpoint. Format 3 added deletions, retention, continuous queries and
 //! alerts, and the records of [`keeping`], [`continuous`] and [`alerts`] behind that. Format 4
-//! added columns that are dropped and renamed, and the record of [`altering`] behind that.
+//! added columns that are dropped and renamed, the option of widening, and the record of
+//! [`altering`] behind that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +46,7 @@ mod keeping;
 mod plugins;
 
 use alerts::{AlertRecord, AlertsRecord, ChannelRecord, SilenceRecord};
-use altering::AlteringRecord;
+use altering::{AlteringRecord, OptionsRecord};
 use continuous::{AdvanceRecord, ContinuousRecord, ContinuousRecords, MarkRecord};
 use keeping::{KeepingRecord, RetentionOfRecord};
 use plugins::{FunctionRecord, PluginRecord, PluginsRecord, TransformRecord};
@@ -305,6 +306,7 @@ enum OpRecord {
     DropSilence(u64),
     PutChannel(ChannelRecord),
     DropChannel(String),
+    PutTableWith { def: TableRecord, options: OptionsRecord },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -411,7 +413,11 @@ impl From<TableRecord> for TableDef {
                 version: from.schema_version,
                 columns: from.columns.into_iter().map(column).collect(),
             },
-            options: TableOptions { append_only: from.append_only, window_ns: from.window_ns },
+            options: TableOptions {
+                append_only: from.append_only,
+                window_ns: from.window_ns,
+                ..TableOptions::default()
+            },
         }
     }
 }
@@ -606,7 +612,10 @@ impl From<&Op> for OpRecord {
         match from {
             Op::CreateDatabase { name } => OpRecord::CreateDatabase(name.clone()),
             Op::DropDatabase { name } => OpRecord::DropDatabase(name.clone()),
-            Op::PutTable { def } => OpRecord::PutTable(def.into()),
+            Op::PutTable { def } => match OptionsRecord::of(&def.options) {
+                None => OpRecord::PutTable(def.into()),
+                Some(options) => OpRecord::PutTableWith { def: def.into(), options },
+            },
             Op::DropTable { table } => OpRecord::DropTable(table.0),
             Op::AddSegments { table, segments, flushed_upto } => OpRecord::AddSegments {
                 table: table.0,
@@ -732,6 +741,11 @@ impl From<OpRecord> for Op {
             OpRecord::DropSilence(id) => Op::DropSilence { id },
             OpRecord::PutChannel(channel) => Op::PutChannel { channel: channel.into() },
             OpRecord::DropChannel(name) => Op::DropChannel { name },
+            OpRecord::PutTableWith { def, options } => {
+                let mut def = TableDef::from(def);
+                options.add_to(&mut def.options);
+                Op::PutTable { def }
+            }
         }
     }
 }
