@@ -289,6 +289,9 @@ impl DisplayAs for TsScanExec {
             self.spec.name,
             self.partitions.len()
         )?;
+        if self.env.version().table.options.append_only {
+            out.write_str(", append_only")?;
+        }
         if self.spec.time != TimeRange::ALL {
             write!(out, ", time={}..={}", self.spec.time.first, self.spec.time.last)?;
         }

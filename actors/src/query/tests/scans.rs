@@ -103,6 +103,12 @@ fn an_append_only_table_keeps_every_row() {
         house.rows("SELECT v FROM t WHERE host = 'a' ORDER BY v"),
         ["0", "0", "1", "1", "2", "2"]
     );
+    // Nothing is compared, though every source repeats the others.
+    let plan = house.rows("EXPLAIN SELECT * FROM t").join("\n");
+    assert!(plan.contains("merged=0, append_only"), "{plan}");
+    house.flush();
+    house.rows("ALTER TABLE t RENAME COLUMN v TO w");
+    assert_eq!(house.rows("SELECT count(*), sum(w) FROM t"), ["6|6"]);
 }
 
 #[test]
