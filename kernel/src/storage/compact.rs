@@ -9,7 +9,7 @@
 //! stay so.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use kymo_config::settings::Compaction as Settings;
 
 use crate::cancel::CancelToken;
 use crate::error::Result;
-use crate::ids::{Position, SegmentId, TimeRange};
+use crate::ids::{ColumnId, Position, SegmentId, TimeRange};
 use crate::schema::{ColumnKind, TableDef};
 use crate::storage::memtable::union;
 use crate::storage::merge::{SortedSource, stream};
@@ -468,12 +468,10 @@ impl<'a> Merge<'a> {
 /// The columns that any input has, in the table's order; all tags, since rows are sorted by
 /// them.
 fn columns(job: &Job) -> SchemaRef {
+    let held = job.inputs.iter().flat_map(|input| &input.meta().columns);
+    let held: HashSet<ColumnId> = held.map(|stats| stats.column).collect();
     let has = |column: &crate::schema::Column| {
-        column.kind != ColumnKind::Field
-            || job
-                .inputs
-                .iter()
-                .any(|input| input.meta().columns.iter().any(|stats| stats.column == column.id))
+        column.kind != ColumnKind::Field || held.contains(&column.id)
     };
     let columns = job.table.schema.columns.iter().filter(|column| has(column));
     Arc::new(Schema::new(columns.map(|column| column.arrow()).collect::<Vec<_>>()))

@@ -6,6 +6,7 @@
 //! order of arrival, into runs of geometrically growing size: each row is copied a few
 //! times at most, and a view holds few runs whatever the size of the writes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
@@ -293,50 +294,71 @@ fn time_range(times: &[i64]) -> Option<TimeRange> {
 /// `internal` where a column has different types, `too_large` where a dictionary would
 /// exceed 2 GiB.
 pub fn concat_rows(batches: &[&RecordBatch]) -> Result<RecordBatch> {
-    let schema = common_schema(batches);
+    let (schema, places) = common_schema(batches);
     let lens: Vec<usize> = batches.iter().map(|batch| batch.num_rows()).collect();
     let columns: Vec<ArrayRef> = schema
         .fields()
         .iter()
-        .map(|field| concat_column(field, batches, &lens))
+        .enumerate()
+        .map(|(column, field)| {
+            let part = |(batch, places): (&&RecordBatch, &Vec<Option<usize>>)| {
+                places[column].map(|place| batch.column(place).clone())
+            };
+            concat_column(field, batches.iter().zip(&places).map(part).collect(), &lens)
+        })
         .collect::<Result<_>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(lens.iter().sum()));
     RecordBatch::try_new_with_options(schema, columns, &options)
         .map_err(|error| Error::internal(format!("join rows in memory: {error}")))
 }
 
-fn common_schema(batches: &[&RecordBatch]) -> SchemaRef {
-    let mut schemas = batches.iter().map(|batch| batch.schema_ref());
-    let Some(first) = schemas.next() else { return Arc::new(Schema::empty()) };
-    let mut fields: Vec<FieldRef> = Vec::new();
-    for schema in schemas.filter(|schema| *schema != first) {
-        let known = |field: &&FieldRef| {
-            first.field_with_name(field.name()).is_err()
-                && !fields.iter().any(|each| each.name() == field.name())
-        };
-        let new: Vec<FieldRef> = schema.fields().iter().filter(known).cloned().collect();
-        fields.extend(new);
+/// The columns that any batch has, in the order of appearance; and for each batch where it has
+/// each of them.
+fn common_schema(batches: &[&RecordBatch]) -> (SchemaRef, Vec<Vec<Option<usize>>>) {
+    let Some(first) = batches.first().map(|batch| batch.schema_ref()) else {
+        return (Arc::new(Schema::empty()), Vec::new());
+    };
+    let mut fields: Vec<FieldRef> = first.fields().iter().cloned().collect();
+    let names = first.fields().iter().enumerate();
+    let mut known: HashMap<&str, usize> =
+        names.map(|(place, field)| (field.name().as_str(), place)).collect();
+    let mut places = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let mut own = vec![None; fields.len()];
+        for (place, field) in batch.schema_ref().fields().iter().enumerate() {
+            let column = *known.entry(field.name()).or_insert_with(|| {
+                fields.push(field.clone());
+                own.push(None);
+                fields.len() - 1
+            });
+            own[column] = Some(place);
+        }
+        places.push(own);
     }
-    if fields.is_empty() {
-        return first.clone();
+    places.iter_mut().for_each(|own| own.resize(fields.len(), None));
+    if fields.len() == first.fields().len() {
+        return (first.clone(), places);
     }
-    Arc::new(Schema::new(first.fields().iter().cloned().chain(fields).collect::<Vec<_>>()))
+    (Arc::new(Schema::new(fields)), places)
 }
 
-fn concat_column(field: &FieldRef, batches: &[&RecordBatch], lens: &[usize]) -> Result<ArrayRef> {
-    let parts: Vec<Option<&ArrayRef>> =
-        batches.iter().map(|batch| batch.column_by_name(field.name())).collect();
+/// Joins the parts of a column, one for each batch, NULL where a batch lacks it.
+fn concat_column(
+    field: &FieldRef,
+    parts: Vec<Option<ArrayRef>>,
+    lens: &[usize],
+) -> Result<ArrayRef> {
     if ColumnKind::of(field) == ColumnKind::Tag {
         let tags = parts
             .iter()
-            .map(|part| part.map(|array| as_tag(array, field.name())).transpose())
+            .map(|part| part.as_ref().map(|array| as_tag(array, field.name())).transpose())
             .collect::<Result<Vec<_>>>()?;
         return Ok(Arc::new(concat_tags(&tags, lens)?));
     }
     let filled: Vec<ArrayRef> = parts
-        .iter()
+        .into_iter()
         .zip(lens)
-        .map(|(part, len)| part.cloned().unwrap_or_else(|| new_null_array(field.data_type(), *len)))
+        .map(|(part, len)| part.unwrap_or_else(|| new_null_array(field.data_type(), *len)))
         .collect();
     let filled: Vec<&dyn Array> = filled.iter().map(AsRef::as_ref).collect();
     concat(&filled)

@@ -6,6 +6,7 @@
 //! last value that is not NULL, from the newest stream to the oldest. The same code serves
 //! compaction and scans.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch, TimestampNanosecondArray};
@@ -34,14 +35,11 @@ pub type SortedSource = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 /// `internal` for a table without a time column, which cannot exist.
 pub fn input_schema(schema: &TableSchema, output: &Schema) -> Result<SchemaRef> {
     let time = schema.time()?;
-    let keys = schema.tags().chain([time]).map(|column| Arc::new(column.arrow()));
-    let mut fields: Vec<FieldRef> = keys.collect();
-    for field in output.fields() {
-        if !fields.iter().any(|known| known.name() == field.name()) {
-            fields.push(field.clone());
-        }
-    }
-    Ok(Arc::new(Schema::new(fields)))
+    let keys = || schema.tags().chain([time]);
+    let names: HashSet<&str> = keys().map(|column| column.name.as_str()).collect();
+    let others = output.fields().iter().filter(|field| !names.contains(field.name().as_str()));
+    let fields = keys().map(|column| Arc::new(column.arrow())).chain(others.cloned());
+    Ok(Arc::new(Schema::new(fields.collect::<Vec<FieldRef>>())))
 }
 
 /// Merges streams, given oldest first. With `dedup`, no single stream may hold rows of the

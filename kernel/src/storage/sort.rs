@@ -40,6 +40,8 @@ struct Shared {
     batches: Vec<RecordBatch>,
     /// The number of the first row of each batch, and the number of rows.
     starts: Vec<u32>,
+    /// For each column that any batch has, by name, which batches have it and where.
+    columns: HashMap<String, Vec<(usize, usize)>>,
     /// The mean size of a row.
     row_bytes: usize,
     /// For each tag its distinct texts, ascending.
@@ -134,6 +136,7 @@ impl Sorter {
         let ranked = table.rank()?;
         let shared = Shared {
             row_bytes: row_bytes(&batches),
+            columns: columns(&batches),
             schema,
             batches,
             starts,
@@ -293,7 +296,7 @@ impl SortedRows {
     /// Whether any batch has a column.
     #[must_use]
     pub fn has_column(&self, name: &str) -> bool {
-        self.shared.batches.iter().any(|batch| batch.column_by_name(name).is_some())
+        self.shared.columns.contains_key(name)
     }
 
     /// The rows in batches of at most `batch_rows` and about [`crate::storage::width::BATCH_BYTES`], with the columns of `output`, which are
@@ -315,6 +318,17 @@ impl SortedRows {
 pub fn project<'a>(schema: &Schema, names: impl IntoIterator<Item = &'a str>) -> SchemaRef {
     let fields = names.into_iter().filter_map(|name| schema.field_with_name(name).ok().cloned());
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// Where the columns of batches are. A table may have thousands, of which a batch has a few.
+fn columns(batches: &[RecordBatch]) -> HashMap<String, Vec<(usize, usize)>> {
+    let mut columns: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
+    for (number, batch) in batches.iter().enumerate() {
+        for (place, field) in batch.schema_ref().fields().iter().enumerate() {
+            columns.entry_ref(field.name().as_str()).or_default().push((number, place));
+        }
+    }
+    columns
 }
 
 fn too_many() -> Error {

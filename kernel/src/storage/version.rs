@@ -508,12 +508,18 @@ fn in_order(segments: impl Iterator<Item = Arc<SegmentRef>>) -> Arc<[Arc<Segment
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{Array, ArrayRef, AsArray, Float64Array, TimestampNanosecondArray};
+    use arrow::datatypes::{Float64Type, Schema};
     use proptest::prelude::*;
 
     use super::*;
     use crate::ids::ColumnId;
     use crate::schema::{Column, ColumnKind, FieldType};
+    use crate::storage::interner::TagArray;
+    use crate::storage::merge::{GroupScan, open};
     use crate::storage::model::{Bench, Row, Rows, expected, rows, scan};
+    use crate::storage::overlap::groups;
+    use crate::storage::segment::TagFilter;
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -684,5 +690,91 @@ mod tests {
         bench.state.flushed(&first, []).unwrap();
         assert_eq!(bench.state.oldest(), Some(crate::storage::model::position(2)));
         assert_eq!(bench.state.flushed(&first, []).unwrap_err().code(), Code::Conflict);
+    }
+
+    /// Columns of a table with thousands, of which each row has a few.
+    const WIDE: u32 = 2000;
+
+    fn sparse(columns: &[Column], row: u32) -> RecordBatch {
+        let time = i64::from(row / 2);
+        let mut fields = vec![columns[0].arrow(), columns[3].arrow()];
+        let host: TagArray = [Some(format!("h{}", row % 2))].iter().map(Option::as_deref).collect();
+        let times = TimestampNanosecondArray::from(vec![time]).with_timezone("+00:00");
+        let mut arrays: Vec<ArrayRef> = vec![Arc::new(host), Arc::new(times)];
+        for nth in 0..10 {
+            let column = &columns[6 + ((row * 7 + nth * 131) % WIDE) as usize];
+            fields.push(column.arrow());
+            arrays.push(Arc::new(Float64Array::from(vec![f64::from(row)])));
+        }
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).unwrap()
+    }
+
+    /// For each column how many values it has, and their sum.
+    fn sums(version: &Version, columns: &[Column]) -> Vec<(usize, f64)> {
+        let output = Arc::new(Schema::new(columns.iter().map(Column::arrow).collect::<Vec<_>>()));
+        let mut sums = vec![(0, 0.0); columns.len()];
+        for group in groups(version, &TimeRange::ALL, &TagFilter::all()) {
+            let scan = GroupScan {
+                output: output.clone(),
+                tags: TagFilter::all(),
+                time: TimeRange::ALL,
+                batch_rows: 8192,
+            };
+            for batch in open(&group, &version.table, &scan).unwrap() {
+                for (sum, array) in sums.iter_mut().zip(batch.unwrap().columns()) {
+                    let values = array.as_primitive::<Float64Type>();
+                    *sum = (
+                        sum.0 + values.len() - values.null_count(),
+                        sum.1 + values.iter().flatten().sum::<f64>(),
+                    );
+                }
+            }
+        }
+        sums
+    }
+
+    #[test]
+    fn a_table_may_have_thousands_of_columns_that_most_rows_lack() {
+        let mut bench = Bench::new(false);
+        bench.alter(|columns| {
+            columns.extend((0..WIDE).map(|nth| Column {
+                id: ColumnId(7 + nth),
+                name: format!("c{nth}"),
+                kind: ColumnKind::Field,
+                field_type: FieldType::Float64,
+            }));
+        });
+        let columns = bench.state.table().schema.columns.clone();
+        let mut wanted = vec![(0, 0.0); WIDE as usize];
+        for row in 0..1200 {
+            let batch = sparse(&columns, row);
+            for field in &batch.schema_ref().fields()[2..] {
+                let nth: usize = field.name()[1..].parse().unwrap();
+                wanted[nth] = (wanted[nth].0 + 1, wanted[nth].1 + f64::from(row));
+            }
+            bench.write(batch);
+            if row % 400 == 399 {
+                assert_eq!(sums(&bench.version(), &columns[6..][..1])[0].0, wanted[0].0);
+                bench.flush();
+            }
+        }
+        assert_eq!(sums(&bench.version(), &columns[6..]), wanted);
+        assert!(bench.compact(2, 0));
+        assert_eq!(bench.version().segments.len(), 1);
+        assert_eq!(sums(&bench.version(), &columns[6..]), wanted);
+        // The values of dropped columns go with the next merge.
+        let before = bench.version().segments[0].meta().bytes;
+        bench.alter(|columns| columns.truncate(10));
+        bench.write(sparse(&columns, 5000));
+        bench.flush();
+        while bench.compact(2, i64::MAX) {}
+        let after = bench.version();
+        let meta = after.segments[0].meta();
+        assert!(
+            after.segments.len() == 1 && meta.bytes < before / 10,
+            "{} of {before}",
+            meta.bytes
+        );
+        assert!(meta.columns.len() <= 8, "{:?}", meta.columns);
     }
 }

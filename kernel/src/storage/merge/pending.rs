@@ -1,6 +1,8 @@
 //! Rows chosen for the next batch of a merge, not copied yet.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int32Array, RecordBatch, RecordBatchOptions, new_null_array};
@@ -106,12 +108,15 @@ impl Pending {
         }
         let by_row = !self.merged.is_empty() || self.pieces.len() * RANGE_ROWS > self.rows;
         let places = if by_row { self.places() } else { Vec::new() };
-        let columns = self
-            .output
-            .fields()
-            .iter()
-            .map(|field| if is_tag(field) { self.tag(field) } else { self.values(field, &places) })
-            .collect::<Result<Vec<_>>>()?;
+        let found = self.found();
+        let columns = self.output.fields().iter().enumerate().map(|(column, field)| {
+            let sources: Vec<_> = found.iter().map(|columns| columns[column].as_ref()).collect();
+            match is_tag(field) {
+                true => self.tag(field, &sources),
+                false => self.values(field, &sources, &places),
+            }
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
         let batch = RecordBatch::try_new_with_options(self.output.clone(), columns, &options);
         self.batches.clear();
@@ -130,19 +135,41 @@ impl Pending {
         self.pieces.iter().flat_map(rows).collect()
     }
 
-    fn sources(&self, field: &FieldRef) -> Vec<Option<&ArrayRef>> {
-        self.batches.iter().map(|each| each.batch.column_by_name(field.name())).collect()
+    /// For each batch the columns of the output that it has. Sources mostly share their schema,
+    /// and so what is found there.
+    fn found(&self) -> Vec<Rc<[Option<ArrayRef>]>> {
+        let mut last: Option<(SchemaRef, Rc<[Option<usize>]>)> = None;
+        let found = self.batches.iter().map(|each| {
+            let schema = each.batch.schema_ref();
+            let places = match &last {
+                Some((known, places)) if Arc::ptr_eq(known, schema) => places.clone(),
+                _ => {
+                    let names = schema.fields().iter().enumerate();
+                    let names: HashMap<&str, usize> =
+                        names.map(|(at, field)| (field.name().as_str(), at)).collect();
+                    let wanted = self.output.fields().iter();
+                    wanted.map(|field| names.get(field.name().as_str()).copied()).collect()
+                }
+            };
+            last = Some((schema.clone(), places.clone()));
+            places.iter().map(|place| Some(each.batch.column((*place)?).clone())).collect()
+        });
+        found.collect()
     }
 
-    fn values(&self, field: &FieldRef, places: &[(usize, usize)]) -> Result<ArrayRef> {
-        let sources = self.sources(field);
+    fn values(
+        &self,
+        field: &FieldRef,
+        sources: &[Option<&ArrayRef>],
+        places: &[(usize, usize)],
+    ) -> Result<ArrayRef> {
         if sources.iter().all(Option::is_none) {
             return Ok(new_null_array(field.data_type(), self.rows));
         }
         let copied = if places.is_empty() {
-            self.copy_ranges(field, &sources)
+            self.copy_ranges(field, sources)
         } else {
-            self.copy_rows(field, &sources, places)
+            self.copy_rows(field, sources, places)
         };
         copied.map_err(|error| Error::internal(format!("merge column {:?}: {error}", field.name())))
     }
@@ -192,9 +219,8 @@ impl Pending {
     }
 
     /// A tag: its texts under one new dictionary, which holds only what occurs.
-    fn tag(&self, field: &FieldRef) -> Result<ArrayRef> {
-        let sources = self.sources(field);
-        if let ([piece], [Some(array)]) = (self.pieces.as_slice(), sources.as_slice()) {
+    fn tag(&self, field: &FieldRef, sources: &[Option<&ArrayRef>]) -> Result<ArrayRef> {
+        if let ([piece], [Some(array)]) = (self.pieces.as_slice(), sources) {
             return Ok(array.slice(piece.row, piece.rows));
         }
         let tags = sources

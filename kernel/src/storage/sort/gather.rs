@@ -118,10 +118,10 @@ impl SortedRows {
     }
 
     fn gather_values(&self, places: &Places, field: &Field) -> Result<ArrayRef> {
-        let (sources, missing) = self.sources(field);
-        if missing == sources.len() {
+        let Some(held) = self.shared.columns.get(field.name()) else {
             return Ok(new_null_array(field.data_type(), places.newest.len()));
-        }
+        };
+        let (sources, missing) = self.sources(field, held);
         let arrays: Vec<&dyn Array> = sources.iter().map(|source| source.array.as_ref()).collect();
         let gathered = if missing == 0 && places.merged.is_empty() {
             interleave(&arrays, &places.newest)
@@ -133,17 +133,17 @@ impl SortedRows {
     }
 
     /// For each batch the column, or a single NULL where it has none; and how often that was.
-    fn sources(&self, field: &Field) -> (Vec<Source>, usize) {
-        let mut missing = 0;
-        let sources = self.shared.batches.iter().map(|batch| {
-            let found = batch.column_by_name(field.name());
-            missing += usize::from(found.is_none());
-            Source {
-                absent: found.is_none(),
-                array: found.cloned().unwrap_or_else(|| new_null_array(field.data_type(), 1)),
-            }
-        });
-        (sources.collect(), missing)
+    /// `held` says which batches have it and where.
+    fn sources(&self, field: &Field, held: &[(usize, usize)]) -> (Vec<Source>, usize) {
+        let batches = &self.shared.batches;
+        let missing = batches.len() - held.len();
+        let null = new_null_array(field.data_type(), usize::from(missing > 0));
+        let mut sources = vec![Source { absent: true, array: null }; batches.len()];
+        for (batch, place) in held {
+            let array = batches[*batch].column(*place).clone();
+            sources[*batch] = Source { absent: false, array };
+        }
+        (sources, missing)
     }
 
     /// Where each value of a column comes from: the newest row of its group that has one.
@@ -176,6 +176,7 @@ impl SortedRows {
     }
 }
 
+#[derive(Clone)]
 struct Source {
     array: ArrayRef,
     absent: bool,
