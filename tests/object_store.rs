@@ -37,7 +37,8 @@ fn owned(server: Arc<Server>) -> Server {
 async fn a_server_flushes_merges_is_killed_and_moves_with_all_of_its_rows() {
     let bucket = Bucket::start();
     let load = Load::new(seed(), 2, 2);
-    let server = Arc::new(Server::start(bucket.store(busy(), "whole")));
+    let options = bucket.store(busy(), "whole").setting("shutdown.flush", true);
+    let server = Arc::new(Server::start(options));
     let working = load.write_and_define(&server);
     acknowledged(&load, 300).await;
     until_metric(&server, "kymo_store_compactions_total", 1.0).await;
@@ -61,6 +62,8 @@ async fn a_server_flushes_merges_is_killed_and_moves_with_all_of_its_rows() {
         load.check(&server).await.unwrap();
     }
     let mut server = owned(server);
+    // A name of which little may stand in a key as it is.
+    server.write("gr\u{f6}\u{df}e\\ x%y+z,host=a v=7i 1").await;
     assert!(server.terminate().success(), "{}", server.log());
     let mut command = offline(&["check", server.data_dir().to_str().unwrap()]);
     bucket.store_of(&mut command, Some("whole"));
@@ -71,6 +74,8 @@ async fn a_server_flushes_merges_is_killed_and_moves_with_all_of_its_rows() {
     // A clean stop leaves everything in the bucket: another machine goes on from there.
     let elsewhere = Server::start(bucket.store(busy(), "whole"));
     load.check(&elsewhere).await.unwrap();
+    let rows = elsewhere.sql("SELECT v FROM \"gr\u{f6}\u{df}e x%y+z\"").await;
+    assert_eq!(rows[0]["v"], 7);
     load.write_one(&elsewhere).await;
 }
 
@@ -178,6 +183,7 @@ async fn lost_answers_refusals_and_delays_change_nothing() {
         server = Arc::new(owned(stopped).restart());
         load.check(&server).await.unwrap();
     }
+    bucket.order("PUT", "/meta/log/", Fault::Lost, 3);
     let working = load.write_and_define(&server);
     until_metric(&server, "kymo_objects_settled_puts_total", 1.0).await;
     working.stop().await;

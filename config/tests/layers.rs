@@ -180,6 +180,11 @@ fn printed_settings_load_again_and_hide_the_password() {
     let printed = print(&settings);
     assert!(!printed.contains("sesame"));
     assert!(printed.contains(REDACTED));
+
+    let mut settings = Settings::default();
+    settings.storage.secret_access_key = "open sesame".to_owned();
+    let printed = print(&settings);
+    assert!(!printed.contains("sesame") && printed.contains(REDACTED), "{printed}");
 }
 
 #[test]

@@ -411,7 +411,7 @@ impl Store {
         {
             return Ok(());
         }
-        let own = catalog.nodes.values().find(|node| node.instance == owner.id);
+        let own = owner::holder(&catalog).filter(|node| node.instance == owner.id);
         let Some(node) = own.map(owner::released) else { return Ok(()) };
         self.commit(vec![Op::Node { node }])?;
         owner::release(&self.env, &self.root, owner)

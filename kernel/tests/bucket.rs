@@ -128,6 +128,7 @@ fn a_large_segment_goes_in_parts_and_a_lost_answer_does_not_matter() {
     }
     assert!(faulty.requests("part") > 6);
     assert_eq!(faulty.requests("complete"), 4, "the one that was refused came again");
+    assert_eq!(faulty.requests("abort"), 2, "nothing is left of those that failed");
     assert_eq!(count(&faulty, ".parquet"), 3);
     assert_eq!(stored_rows(&store, "t"), 1500);
 }
@@ -245,6 +246,28 @@ fn a_second_server_takes_over_only_when_told_and_the_first_stops() {
         assert!(error.hint().unwrap().contains("acknowledged"), "{error:?}");
     }
     put_table(&second, "mine").unwrap();
+}
+
+#[test]
+fn a_take_over_comes_about_however_much_the_first_commits() {
+    let (_faulty, mut settings) = in_bucket("busy");
+    settings.storage.take_over = true;
+    let first = open(&Sim::new(1), &settings);
+    let busy = first.clone();
+    let writer = std::thread::spawn(move || {
+        for number in 0.. {
+            let done = put_table(&busy, &format!("t{number}"));
+            if let Err(error) = done {
+                return (number, error);
+            }
+        }
+        unreachable!()
+    });
+    until("some tables", || first.catalog().tables.len() > 5);
+    let second = open(&Sim::new(2), &settings);
+    let (number, error) = writer.join().unwrap();
+    assert_eq!(error.code(), Code::Fenced);
+    assert_eq!(second.catalog().tables.len(), number, "each counts once, or not at all");
 }
 
 #[test]

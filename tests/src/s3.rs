@@ -35,8 +35,6 @@ struct Order {
 struct State {
     down: bool,
     orders: Vec<Order>,
-    /// Method and path of what came.
-    seen: Vec<(String, String)>,
     ended: bool,
 }
 
@@ -112,22 +110,9 @@ impl Bucket {
         self.state().orders.push(Order { method, part, fault, left: times });
     }
 
-    /// How many requests of all orders are still to come.
-    #[must_use]
-    pub fn ordered(&self) -> usize {
-        self.state().orders.iter().map(|order| order.left).sum()
-    }
-
     /// Nothing is answered any more, or everything again.
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
-    }
-
-    /// How many requests of a method came whose path has a part.
-    #[must_use]
-    pub fn seen(&self, method: &str, part: &str) -> usize {
-        let state = self.state();
-        state.seen.iter().filter(|(each, path)| each == method && path.contains(part)).count()
     }
 
     /// The keys below a prefix, as the server has them.
@@ -208,7 +193,7 @@ fn proxy(listener: &TcpListener, behind: SocketAddr, state: &Arc<Mutex<State>>) 
 fn pass(client: TcpStream, behind: SocketAddr, state: &Mutex<State>) -> std::io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let (head, length) = head(&mut reader)?;
-    let mut words = head.split_whitespace().map(str::to_owned);
+    let mut words = head.split_whitespace();
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
@@ -247,7 +232,7 @@ fn head(reader: &mut impl BufRead) -> std::io::Result<(String, usize)> {
 }
 
 /// What becomes of this request; the outer `None` while nothing is answered.
-fn fault(state: &Mutex<State>, method: String, path: String) -> Option<Option<Fault>> {
+fn fault(state: &Mutex<State>, method: &str, path: &str) -> Option<Option<Fault>> {
     let mut state = state.lock().expect("no panic holds it");
     if state.down {
         return None;
@@ -259,7 +244,6 @@ fn fault(state: &Mutex<State>, method: String, path: String) -> Option<Option<Fa
         order.left -= 1;
         order.fault
     });
-    state.seen.push((method, path));
     Some(fault)
 }
 

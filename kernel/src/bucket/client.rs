@@ -14,9 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use futures::lock::Mutex;
 use object_store::path::Path as Key;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+    PutPayload,
 };
 
 use crate::env::Clock;
@@ -108,32 +110,37 @@ impl Client {
         next: &mut dyn FnMut() -> io::Result<Option<Bytes>>,
     ) -> io::Result<()> {
         let (store, key) = (self.store.clone(), self.key(key)?);
-        let options = PutMultipartOptions::default();
-        let begin = async move { store.put_multipart_opts(&key, options).await };
-        let mut upload = self.request("begin_upload", begin)?;
-        let mut parts = || {
-            while let Some(part) = next()? {
-                let count = part.len() as u64;
-                let sent = upload.put_part(PutPayload::from_bytes(part));
-                self.request("put_part", sent)?;
-                metrics().objects.bytes.with_label_values(&["written"]).inc_by(count);
-            }
-            Ok(())
+        let begin = async move {
+            let options = PutMultipartOptions::default();
+            Ok(Arc::new(Mutex::new(store.put_multipart_opts(&key, options).await?)))
         };
-        let sent = parts();
-        let complete = sent.is_ok();
-        // The upload is moved to the runtime and comes back with the outcome.
-        let end = async move {
-            match complete {
-                true => upload.complete().await.map(drop),
-                false => upload.abort().await,
+        let upload = self.request("begin_upload", begin)?;
+        let sent = self.send(&upload, next);
+        if sent.is_err() {
+            let given_up = async move { upload.lock().await.abort().await };
+            if let Err(error) = self.request("abort_upload", given_up) {
+                tracing::warn!(%error, "parts of an upload stay until the bucket's rules remove them");
             }
-        };
-        let ended = self.request(if complete { "complete_upload" } else { "abort_upload" }, end);
-        if let (Err(error), false) = (&ended, complete) {
-            tracing::warn!(%error, "parts of an upload stay until the bucket's own rules remove them");
         }
-        sent.and(ended)
+        sent
+    }
+
+    fn send(
+        &self,
+        upload: &Arc<Mutex<Box<dyn MultipartUpload>>>,
+        next: &mut dyn FnMut() -> io::Result<Option<Bytes>>,
+    ) -> io::Result<()> {
+        while let Some(part) = next()? {
+            let (upload, count) = (upload.clone(), part.len() as u64);
+            self.request("put_part", async move {
+                let sent = upload.lock().await.put_part(PutPayload::from_bytes(part));
+                sent.await
+            })?;
+            metrics().objects.bytes.with_label_values(&["written"]).inc_by(count);
+        }
+        let upload = upload.clone();
+        self.request("complete_upload", async move { upload.lock().await.complete().await })?;
+        Ok(())
     }
 
     /// Deletes an object; one that does not exist counts as deleted.

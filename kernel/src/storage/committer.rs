@@ -336,7 +336,7 @@ impl Shared {
     }
 }
 
-fn as_error(error: AppendError) -> Error {
+pub(super) fn as_error(error: AppendError) -> Error {
     match error {
         AppendError::Conflict(others) => fenced(&others),
         AppendError::Fenced(error) | AppendError::Io(error) | AppendError::Unreachable(error) => {

@@ -116,7 +116,7 @@ impl LocalMetaLog {
         }
         match self.publish(&self.fence, &format!("{version:020}"), b"") {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            // Of an owner that did not come to its edit.
+            // An attempt whose answer was lost.
             _ => self.fenced.store(true, Ordering::Relaxed),
         }
         Ok(())
@@ -230,8 +230,9 @@ impl MetaLog for LocalMetaLog {
         let version = MetaVersion(expect.0 + 1);
         let bytes = codec::encode_edits(version, edits).map_err(AppendError::Io)?;
         let name = format!("{version:020}{EDIT}");
-        let put = self.put_fence(version).and_then(|()| self.publish(&self.log, &name, &bytes));
-        match put {
+        let put = self.publish(&self.log, &name, &bytes);
+        // Appending the same again finds the edit there, and marks it then.
+        match put.and_then(|()| self.put_fence(version)) {
             Ok(()) => Ok(version),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // That it is taken is certain, also where by whom cannot be read.

@@ -110,7 +110,8 @@ pub fn released(node: &NodeMeta) -> NodeMeta {
 }
 
 /// The node that holds the partition, unless it let go.
-fn holder(head: &Snapshot) -> Option<&NodeMeta> {
+#[must_use]
+pub fn holder(head: &Snapshot) -> Option<&NodeMeta> {
     let owner = head.assignments.get(&PartitionId::ONLY)?;
     head.nodes.get(&owner.node).filter(|node| !node.instance.is_nil())
 }

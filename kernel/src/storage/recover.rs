@@ -27,15 +27,15 @@ use crate::cancel::CancelToken;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
-use crate::storage::committer::{Committer, Habits};
+use crate::storage::committer::{self, Committer, Habits};
 use crate::storage::components::Components;
 use crate::storage::frame::FRAME_HEADER;
 use crate::storage::journal::kept::Keep;
 use crate::storage::journal::local::LocalLog;
 use crate::storage::journal::{Drive, Limits};
 use crate::storage::log::{DurableLog, Record};
-use crate::storage::meta::{Assignment, Author, NodeMeta, Op, Snapshot};
-use crate::storage::metalog::{LocalMetaLog, MetaLog};
+use crate::storage::meta::{Assignment, Author, Edit, NodeMeta, Op, Snapshot};
+use crate::storage::metalog::{AppendError, LocalMetaLog, MetaLog};
 use crate::storage::owner::{self, Owner};
 use crate::storage::poison::Poison;
 use crate::storage::segment::LocalSegments;
@@ -84,9 +84,9 @@ pub(super) fn open(
     owner::refuse_astray(&env, &root)?;
     let poison = Poison::default();
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
-    let head = meta.head()?;
-    let owner = owner::claim(&env, &root, &head, settings.storage.take_over)?;
-    let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
+    let owner = owner::claim(&env, &root, &meta.head()?, settings.storage.take_over)?;
+    let (head, author) = take(&meta, &env, settings, owner.as_ref())?;
+    let epoch = author.epoch;
     let files = SegmentFiles::new(
         Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
         usize::try_from(settings.segment.cache_bytes).unwrap_or(usize::MAX),
@@ -102,7 +102,6 @@ pub(super) fn open(
             trim_log(&env, &log_files, after, keep);
         })
     };
-    let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
     let committer = Committer::start(
         env.clone(),
         Box::new(meta),
@@ -114,7 +113,6 @@ pub(super) fn open(
     )?;
     let target =
         Target { store: files.store.clone(), env: env.clone(), settings: settings.segment.clone() };
-    announce(&committer, &env, settings, epoch, owner.as_ref())?;
     let mut replay = Replay::new(&committer, &target, &files, &head, settings);
     replay.run(&log, progress)?;
     let (states, done) = replay.finish();
@@ -191,29 +189,54 @@ fn limits(settings: &Settings) -> Limits {
     }
 }
 
-/// Takes the partition and says who we are.
-pub(super) fn announce(
-    committer: &Committer,
+/// How often the metadata is read again because an owner that still runs came first.
+const TAKES: usize = 100;
+
+/// Takes the partition with a new epoch: the metadata from then on, and in whose name it changes.
+pub(super) fn take(
+    meta: &dyn MetaLog,
     env: &Env,
     settings: &Settings,
-    epoch: Epoch,
     owner: Option<&Owner>,
-) -> Result<()> {
-    let mut start = [0; 16];
-    env.random.fill(&mut start);
-    let start = uuid::Builder::from_random_bytes(start).into_uuid();
+) -> Result<(Arc<Snapshot>, Author)> {
+    let mut last = None;
+    for _ in 0..TAKES {
+        let head = meta.head()?;
+        let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
+        let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
+        let ops = announcement(env, settings, epoch, owner);
+        let edit = Edit { commit_id: random_id(env), by: author.clone(), ops };
+        let mut next = head.apply(&edit)?;
+        match meta.append(head.version, &[edit]) {
+            Ok(version) => next.version = version,
+            Err(error @ AppendError::Conflict(_)) if owner.is_some() => {
+                last = Some(committer::as_error(error));
+                continue;
+            }
+            Err(error) => return Err(committer::as_error(error)),
+        }
+        return Ok((Arc::new(next), author));
+    }
+    Err(last.unwrap_or_else(|| Error::internal("no attempt to take the partition")))
+}
+
+fn random_id(env: &Env) -> Uuid {
+    let mut bytes = [0; 16];
+    env.random.fill(&mut bytes);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
+/// Says who we are, and that the partition is ours.
+fn announcement(env: &Env, settings: &Settings, epoch: Epoch, owner: Option<&Owner>) -> Vec<Op> {
     let assignment =
         Assignment { node: settings.node.id.clone(), epoch, slots: (Slot(0), Slot(SLOTS - 1)) };
     let node = NodeMeta {
         id: settings.node.id.clone(),
-        instance: owner.map_or(start, |owner| owner.id),
+        instance: owner.map_or_else(|| random_id(env), |owner| owner.id),
         roles: settings.node.roles.clone(),
     };
     debug_assert_ne!(node.instance, Uuid::nil());
-    commit(
-        committer,
-        vec![Op::Assign { partition: PartitionId::ONLY, assignment }, Op::Node { node }],
-    )
+    vec![Op::Assign { partition: PartitionId::ONLY, assignment }, Op::Node { node }]
 }
 
 pub(super) fn commit(committer: &Committer, ops: Vec<Op>) -> Result<()> {

@@ -20,11 +20,11 @@ use crate::storage::integrity::journal::{self, Event};
 use crate::storage::integrity::report::{Report, Trouble};
 use crate::storage::integrity::{Progress, Survey, lock_existing, objects, place, survey};
 use crate::storage::journal::{Drive, local};
-use crate::storage::meta::{Assignment, Author, Op, SegmentMeta, Snapshot};
+use crate::storage::meta::{Assignment, Op, SegmentMeta, Snapshot};
 use crate::storage::metalog::{LocalMetaLog, MetaLog};
 use crate::storage::owner::{self, Owner};
 use crate::storage::poison::Poison;
-use crate::storage::recover::{Replay, announce, commit};
+use crate::storage::recover::{Replay, commit, take};
 use crate::storage::segment::{
     Encoding, LocalSegments, Origin, SegmentReader, SegmentWriter, Target,
 };
@@ -174,19 +174,16 @@ impl<'a> Bench<'a> {
     /// Mends segments and journal, as a new owner of the store.
     fn rows(&mut self, found: &Survey) -> Result<()> {
         let meta = LocalMetaLog::open(self.env.clone(), &self.root.join("meta"))?;
-        let head = meta.head()?;
-        let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
-        let node = self.settings.node.id.clone();
+        let (head, author) = take(&meta, self.env, self.settings, self.owner.as_ref())?;
         let committer = Committer::start(
             self.env.clone(),
             Box::new(meta),
             head,
-            Author { node, partition: PartitionId::ONLY, epoch },
+            author,
             Poison::default(),
             Box::new(|_, _| {}),
             Habits::alone(Drive::Manual, u64::MAX),
         )?;
-        announce(&committer, self.env, self.settings, epoch, self.owner.as_ref())?;
         let store = LocalSegments::new(self.env.disk.clone(), self.root.to_owned());
         let files = SegmentFiles::new(Arc::new(store), 0);
         let target = Target {
