@@ -88,19 +88,30 @@ async fn begin(app: App, identity: &Identity, parameters: &Parameters) -> Result
     let changes = app.backend.changes(table.as_ref(), from)?;
     let watch = changes.watch();
     let tail = Tail { app, changes, format, watch, follow, _seat: seat, _counted: Counted::new() };
-    tail.read().await
+    tail.read(true).await
+}
+
+/// Why a follower looks again.
+enum Woken {
+    /// More is durable.
+    Durable,
+    /// More is written, and nobody has it synced.
+    Behind,
+    /// Nothing has come for long.
+    Beat,
 }
 
 impl Tail {
-    /// What can be read at once; nothing where all that is durable was.
-    async fn read(mut self) -> Result<(Bytes, Tail)> {
-        // What becomes durable from here on is news, whether this read comes to it or not.
-        if let Some(watch) = &mut self.watch {
-            watch.mark_unchanged();
-        }
+    /// What can be read at once, after an fsync of what is written where `sync` asks for it;
+    /// nothing where all that is durable was read.
+    async fn read(mut self, sync: bool) -> Result<(Bytes, Tail)> {
         blocking(move || {
-            if self.changes.is_behind() {
+            if sync && self.changes.is_behind() {
                 self.changes.catch_up();
+            }
+            // What becomes durable from here on is news, whether this read comes to it or not.
+            if let Some(watch) = &mut self.watch {
+                watch.mark_unchanged();
             }
             Ok((self.fill()?, self))
         })
@@ -121,38 +132,35 @@ impl Tail {
         Ok(piece.into())
     }
 
-    /// Completes when there is something to read; with something to send where there is none
-    /// for long.
-    async fn wait(&mut self) -> Result<Option<Bytes>> {
+    /// Completes when there is something to do.
+    ///
+    /// # Errors
+    /// `shutting_down`.
+    async fn wait(&mut self) -> Result<Woken> {
         let settings = &self.app.settings;
         let clock = self.app.backend.clock();
         let mut beat = clock.sleep(Duration::from_millis(settings.live.heartbeat_ms));
         let look = Duration::from_millis(settings.journal.periodic_ms);
-        let Some(watch) = &mut self.watch else { return Ok(None) };
+        let Some(watch) = &mut self.watch else { return Err(shutting_down()) };
         loop {
             tokio::select! {
                 changed = watch.changed() => {
-                    return changed.map(|()| None).map_err(|_| shutting_down());
+                    return changed.map(|()| Woken::Durable).map_err(|_| shutting_down());
                 }
                 () = self.app.draining() => return Err(shutting_down()),
                 () = clock.sleep(look) => if self.changes.is_behind() {
-                    return Ok(None);
+                    return Ok(Woken::Behind);
                 },
-                () = &mut beat => {
-                    // Tells a client that is gone from one that waits.
-                    if self.format == Format::Json {
-                        return Ok(Some(Bytes::from_static(b"\n")));
-                    }
-                    beat = clock.sleep(Duration::from_millis(settings.live.heartbeat_ms));
-                }
+                () = &mut beat => return Ok(Woken::Beat),
             }
         }
     }
 
     /// The next piece; `None` at the end of a stream that does not follow.
     async fn piece(mut self) -> Result<Option<(Bytes, Tail)>> {
+        let mut sync = false;
         loop {
-            let (piece, tail) = self.read().await?;
+            let (piece, tail) = self.read(sync).await?;
             self = tail;
             if !piece.is_empty() {
                 return Ok(Some((piece, self)));
@@ -160,8 +168,11 @@ impl Tail {
             if !self.follow {
                 return Ok(None);
             }
-            if let Some(beat) = self.wait().await? {
-                return Ok(Some((beat, self)));
+            let woken = self.wait().await?;
+            sync = matches!(woken, Woken::Behind);
+            // An empty line tells a client that is gone from one that waits.
+            if matches!(woken, Woken::Beat) && self.format == Format::Json {
+                return Ok(Some((Bytes::from_static(b"\n"), self)));
             }
         }
     }
