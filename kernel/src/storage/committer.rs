@@ -99,6 +99,7 @@ impl Committer {
         observer: Observer,
         habits: Habits,
     ) -> Result<Committer> {
+        checkpoint_if_due(&*log, &habits, &head);
         let shared = Arc::new(Shared {
             env,
             log,
@@ -278,13 +279,7 @@ impl Shared {
         let next = Arc::new(next);
         self.head.store(next.clone());
         (self.observer)(before, &next);
-        // By the version, not by a count of this process: short lives need checkpoints, too. The
-        // log is complete without one, so where it fails the next one will do.
-        if next.version.0.is_multiple_of(self.habits.checkpoint_every)
-            && let Err(error) = self.log.checkpoint(&next)
-        {
-            tracing::warn!(%error, "metadata checkpoint failed");
-        }
+        checkpoint_if_due(&*self.log, &self.habits, &next);
         Ok(next)
     }
 
@@ -333,6 +328,18 @@ impl Shared {
         let mut bytes = [0; 16];
         self.env.random.fill(&mut bytes);
         uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
+/// Makes a checkpoint of every so many versions, by their numbers and not by a count of this
+/// process: short lives need checkpoints, too. The log is complete without one, so where it fails
+/// the next one will do.
+fn checkpoint_if_due(log: &dyn MetaLog, habits: &Habits, head: &Snapshot) {
+    if head.version.0 > 0
+        && head.version.0.is_multiple_of(habits.checkpoint_every)
+        && let Err(error) = log.checkpoint(head)
+    {
+        tracing::warn!(%error, "metadata checkpoint failed");
     }
 }
 

@@ -84,8 +84,9 @@ pub(super) fn open(
     owner::refuse_astray(&env, &root)?;
     let poison = Poison::default();
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
-    let owner = owner::claim(&env, &root, &meta.head()?, settings.storage.take_over)?;
-    let (head, author) = take(&meta, &env, settings, owner.as_ref())?;
+    let found = meta.head()?;
+    let owner = owner::claim(&env, &root, &found, settings.storage.take_over)?;
+    let (head, author) = take(&meta, found, &env, settings, owner.as_ref())?;
     let epoch = author.epoch;
     let files = SegmentFiles::new(
         Arc::new(LocalSegments::new(env.disk.clone(), root.clone())),
@@ -192,16 +193,17 @@ fn limits(settings: &Settings) -> Limits {
 /// How often the metadata is read again because an owner that still runs came first.
 const TAKES: usize = 100;
 
-/// Takes the partition with a new epoch: the metadata from then on, and in whose name it changes.
+/// Takes the partition with a new epoch, going on from `head`: the metadata from then on, and in
+/// whose name it changes.
 pub(super) fn take(
     meta: &dyn MetaLog,
+    mut head: Arc<Snapshot>,
     env: &Env,
     settings: &Settings,
     owner: Option<&Owner>,
 ) -> Result<(Arc<Snapshot>, Author)> {
     let mut last = None;
     for _ in 0..TAKES {
-        let head = meta.head()?;
         let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
         let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
         let ops = announcement(env, settings, epoch, owner);
@@ -211,6 +213,7 @@ pub(super) fn take(
             Ok(version) => next.version = version,
             Err(error @ AppendError::Conflict(_)) if owner.is_some() => {
                 last = Some(committer::as_error(error));
+                head = meta.head()?;
                 continue;
             }
             Err(error) => return Err(committer::as_error(error)),

@@ -174,7 +174,8 @@ impl<'a> Bench<'a> {
     /// Mends segments and journal, as a new owner of the store.
     fn rows(&mut self, found: &Survey) -> Result<()> {
         let meta = LocalMetaLog::open(self.env.clone(), &self.root.join("meta"))?;
-        let (head, author) = take(&meta, self.env, self.settings, self.owner.as_ref())?;
+        let (head, author) =
+            take(&meta, meta.head()?, self.env, self.settings, self.owner.as_ref())?;
         let committer = Committer::start(
             self.env.clone(),
             Box::new(meta),
