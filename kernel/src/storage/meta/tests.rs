@@ -117,6 +117,20 @@ fn the_id_of_a_dropped_column_is_never_given_again() {
     assert_eq!(apply(&made, text).unwrap_err().code(), Code::Conflict);
 }
 
+#[test]
+fn options_of_a_table_come_back() {
+    let version = MetaVersion(9);
+    let mut def = table(1);
+    def.options.widen_integers = true;
+    let database = Op::CreateDatabase { name: "d".to_owned() };
+    let edit = Edit { ops: vec![database, Op::PutTable { def }], ..first_format() };
+    let bytes = codec::encode_edits(version, std::slice::from_ref(&edit)).unwrap();
+    assert_eq!(codec::decode_edits(Path::new("e"), version, &bytes).unwrap(), [edit.clone()]);
+    let wide = Snapshot { version, ..Snapshot::default().apply(&edit).unwrap() };
+    let bytes = codec::encode_snapshot(&wide).unwrap();
+    assert_eq!(codec::decode_snapshot(Path::new("s"), version, &bytes).unwrap(), wide);
+}
+
 fn digest() -> impl Strategy<Value = Digest> {
     (0..3u8).prop_map(|seed| Digest::of(&[seed]))
 }
