@@ -56,7 +56,13 @@ pub(super) fn read(parser: &mut Parser) -> Result<Option<(&'static str, Command)
         return Err(error.with_hint("CALL compact('table') is what there is").into());
     }
     parser.expect_token(&Token::LParen)?;
-    let table = named(&parser.parse_literal_string()?)?;
+    // The parser would take a name for a text, too, and so lose how it is quoted.
+    let token = parser.next_token();
+    let text = match token.token {
+        Token::SingleQuotedString(text) => text,
+        _ => return Ok(parser.expected("the name of a table in single quotes", token)?),
+    };
+    let table = named(&text)?;
     let next = |parser: &mut Parser| match parser.consume_token(&Token::Comma) {
         true => moment(parser).map(Some),
         false => Ok(None),
@@ -224,6 +230,7 @@ mod tests {
         for (sql, code) in [
             ("CALL vacuum('t')", Code::FunctionNotFound),
             ("CALL compact(t)", Code::Syntax),
+            ("CALL compact(\"T\")", Code::Syntax),
             ("CALL compact()", Code::Syntax),
             ("CALL compact('a b')", Code::Syntax),
             ("CALL compact('a.b.c.d')", Code::Syntax),
