@@ -69,7 +69,7 @@ fn table() -> TableDef {
         id: TableId(1),
         name: TableName::new("kymo", "wide"),
         schema: TableSchema { version: 1, columns },
-        options: TableOptions { append_only: false, window_ns: 1 << 50 },
+        options: TableOptions { append_only: false, window_ns: 1 << 50, ..TableOptions::default() },
     }
 }
 
