@@ -151,7 +151,6 @@ pub fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], share: f64) -> f64 
 
 /// Seconds of processor time that a process has used.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "reads what the operating system tells")]
 pub fn processor_seconds(pid: u32) -> Option<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();

@@ -1,6 +1,7 @@
 //! A store whose files lie in a bucket: lost answers, outages, two owners, and what belongs
 //! together.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+#![expect(clippy::disallowed_methods, reason = "a thread of another server")]
 
 mod kit;
 

@@ -1,6 +1,8 @@
 //! The memory of a merge, counted: what the allocator hands out while one runs stays within what
 //! it is allowed, and without that bound the same merge takes more.
 
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;

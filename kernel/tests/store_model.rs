@@ -9,8 +9,8 @@
 //! survive a crash, but only in the order of the log.
 //!
 //! The same model runs over a bucket whose puts fail or lose their answers, and once more for
-//! each failpoint: the process is killed there, or the power is
-//! cut, or the step fails, at some time of the run.
+//! each failpoint: the process is killed there, or the power is cut, or the step fails, at some
+//! time of the run.
 //!
 //! `KYMO_SEED=n` replays one seed and prints what it does; `KYMO_SEEDS=n` sets how many run.
 
@@ -68,7 +68,12 @@ fn agree(begin: &(dyn Fn(u64) -> Run + Sync), usual: u64) {
             }
         };
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     });
     for (seed, violation) in &violations {
         eprintln!("seed {seed} fails, replay it with KYMO_SEED={seed}: {violation}");
@@ -143,7 +148,12 @@ fn nothing_acknowledged_is_lost_at_any_failpoint() {
             wrong
         };
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
