@@ -39,7 +39,7 @@ fn table() -> TableDef {
         id: TableId(1),
         name: TableName::new("kymo", "cpu"),
         schema: TableSchema { version: 1, columns },
-        options: TableOptions { append_only: false, window_ns: 1 << 60 },
+        options: TableOptions { append_only: false, window_ns: 1 << 60, ..TableOptions::default() },
     }
 }
 

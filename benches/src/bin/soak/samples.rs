@@ -101,7 +101,7 @@ impl Sampler {
         };
         self.rows = rows;
         self.samples.seconds.push(sample);
-        if self.samples.seconds.len() % 30 == 0 {
+        if self.samples.seconds.len().is_multiple_of(30) {
             println!(
                 "{:>5.0} s: {:>5.0} MiB resident, {files:>4} files, {:>5.0} MiB stored, {rows} rows, \
                  {} looks of the checker",
