@@ -183,7 +183,7 @@ async fn values_are_exact_and_weaker_modes_are_followed_too() {
     assert!(batches[0]["written"].as_str().unwrap().ends_with('Z'));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_gone_is_said_with_the_oldest_that_there_is() {
     let options = busy().no_auth().setting("journal.retention_bytes", 64 * 1024);
     let server = Arc::new(Server::start(options));
