@@ -110,6 +110,11 @@ impl Bucket {
         self.state().orders.push(Order { method, part, fault, left: times });
     }
 
+    /// Forgets all faults that were ordered and did not come to pass.
+    pub fn calm(&self) {
+        self.state().orders.clear();
+    }
+
     /// Nothing is answered any more, or everything again.
     pub fn set_down(&self, down: bool) {
         self.state().down = down;

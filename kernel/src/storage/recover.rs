@@ -26,7 +26,7 @@ use crate::bucket;
 use crate::cancel::CancelToken;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
-use crate::ids::{Epoch, PartitionId, Position, SLOTS, Slot, TableId};
+use crate::ids::{Epoch, MetaVersion, PartitionId, Position, SLOTS, Slot, TableId};
 use crate::storage::committer::{self, Committer, Habits};
 use crate::storage::components::Components;
 use crate::storage::frame::FRAME_HEADER;
@@ -211,9 +211,11 @@ pub(super) fn take(
         let mut next = head.apply(&edit)?;
         match meta.append(head.version, &[edit]) {
             Ok(version) => next.version = version,
-            Err(error @ AppendError::Conflict(_)) if owner.is_some() => {
-                last = Some(committer::as_error(error));
-                head = meta.head()?;
+            // Only what came first is read, or an owner that commits all the time would always
+            // be ahead.
+            Err(AppendError::Conflict(others)) if owner.is_some() => {
+                head = Arc::new(caught_up(meta, head)?);
+                last = Some(committer::as_error(AppendError::Conflict(others)));
                 continue;
             }
             Err(error) => return Err(committer::as_error(error)),
@@ -221,6 +223,19 @@ pub(super) fn take(
         return Ok((Arc::new(next), author));
     }
     Err(last.unwrap_or_else(|| Error::internal("no attempt to take the partition")))
+}
+
+/// Metadata with the edits that came after it.
+fn caught_up(meta: &dyn MetaLog, head: Arc<Snapshot>) -> Result<Snapshot> {
+    let mut head = Arc::unwrap_or_clone(head);
+    while let Some(edits) = meta.after(head.version)? {
+        let version = MetaVersion(head.version.0 + 1);
+        for edit in &edits {
+            head = head.replay(edit)?;
+        }
+        head.version = version;
+    }
+    Ok(head)
 }
 
 fn random_id(env: &Env) -> Uuid {
