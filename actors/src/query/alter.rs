@@ -12,7 +12,7 @@ use kymo_kernel::{Code, Error, Result};
 
 use super::command::{AlterTable, Define, Retained};
 use super::parse::Failure;
-use super::utility::{name, table_name, take, word_is};
+use super::utility::{name, option_value, table_name, take, word_is};
 use super::{ddl, retention};
 
 const WHAT: &str = "what can be changed: ADD COLUMN, DROP COLUMN, RENAME COLUMN … TO …, \
@@ -55,11 +55,7 @@ fn widening(parser: &mut Parser, set: bool) -> Result<bool, Failure> {
     let mut widen = false;
     if set {
         parser.expect_token(&Token::Eq)?;
-        let value = match parser.next_token().token {
-            Token::Word(word) => word.value,
-            Token::SingleQuotedString(text) | Token::Number(text, _) => text,
-            other => other.to_string(),
-        };
+        let value = option_value(parser);
         widen = ddl::boolean(&option, &value)?;
     }
     parser.expect_token(&Token::RParen)?;

@@ -20,7 +20,7 @@ use super::command::{Define, NewTable};
 use super::duration::Span;
 use super::parse::Failure;
 use super::retention;
-use super::utility::{name, table_name, take, word_is};
+use super::utility::{name, option_value, table_name, take, word_is};
 
 /// Reads a change of definitions; `None` if it is something else.
 pub(super) fn read(parser: &mut Parser) -> Result<Option<Define>, Failure> {
@@ -430,15 +430,8 @@ fn options(parser: &mut Parser) -> Result<Options, Failure> {
             Token::SingleQuotedString(text) => text.to_lowercase(),
             other => other.to_string(),
         };
-        let value = if parser.consume_token(&Token::Eq) {
-            match parser.next_token().token {
-                Token::Word(word) => word.value,
-                Token::SingleQuotedString(text) | Token::Number(text, _) => text,
-                other => other.to_string(),
-            }
-        } else {
-            "true".to_owned()
-        };
+        let value =
+            if parser.consume_token(&Token::Eq) { option_value(parser) } else { "true".to_owned() };
         apply_option(&mut options, &option, &value)?;
         if !parser.consume_token(&Token::Comma) {
             break;

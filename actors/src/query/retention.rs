@@ -24,7 +24,7 @@ use kymo_kernel::{Code, Error, Result};
 use super::command::Retained;
 use super::duration::Span;
 use super::parse::Failure;
-use super::utility::{name, take, word_is};
+use super::utility::{name, option_value, take, word_is};
 
 const SECOND: i64 = 1_000_000_000;
 /// What keeps everything, also where the database says otherwise.
@@ -62,11 +62,7 @@ pub(super) fn change(parser: &mut Parser, verb: &str) -> std::result::Result<Opt
     let mut retention = None;
     if set {
         parser.expect_token(&Token::Eq)?;
-        let value = match parser.next_token().token {
-            Token::Word(word) => word.value,
-            Token::SingleQuotedString(text) | Token::Number(text, _) => text,
-            other => other.to_string(),
-        };
+        let value = option_value(parser);
         retention = Some(length(&value)?);
     }
     parser.expect_token(&Token::RParen)?;

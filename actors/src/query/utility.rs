@@ -50,6 +50,15 @@ pub(super) fn name(parser: &mut Parser) -> Result<String, ParserError> {
     })
 }
 
+/// The value of an option, as `WITH (…)` and `SET (…)` take it: a word, a text or a number.
+pub(super) fn option_value(parser: &mut Parser) -> String {
+    match parser.next_token().token {
+        Token::Word(word) => word.value,
+        Token::SingleQuotedString(text) | Token::Number(text, _) => text,
+        other => other.to_string(),
+    }
+}
+
 /// `table`, `schema.table` or `database.schema.table`.
 pub(super) fn table_name(parser: &mut Parser) -> Result<PartialName, Failure> {
     let mut parts = vec![name(parser)?];
