@@ -35,6 +35,8 @@ use crate::backup::Backups;
 use crate::engine::Engine;
 use crate::feed::Hub;
 use crate::live::Live;
+use crate::memory::limit::Limit;
+use crate::memory::{pressure, share};
 use crate::notify::{Notifier, Post};
 use crate::plugin_manager::{self, Download};
 use crate::query::AlertRow;
@@ -79,6 +81,8 @@ struct Inner {
     watchdog: Mutex<Option<Watchdog>>,
     /// Does the journal's work where there are no threads.
     _journal: Option<Task<()>>,
+    /// Looks at the memory of the process.
+    _memory: Option<Task<()>>,
 }
 
 impl System {
@@ -103,6 +107,7 @@ impl System {
         Clients { download, post }: Clients,
     ) -> Result<System> {
         let started = env.clock.monotonic();
+        let settings = if pools.is_here() { settings } else { size(&settings)? };
         let (fatal, _) = watch::channel(None);
         let store = open_store(&settings, &env, &pools, &fatal)?;
         let supervisor = start_supervisor(&pools, &env, &fatal);
@@ -137,6 +142,7 @@ impl System {
         let backups = Backups::new(&settings, &env, &pools, engine.store().clone());
         let watchdog = if pools.is_here() { None } else { Some(supervisor.watchdog()?) };
         let journal = pools.is_here().then(|| step_journal(engine.store(), &pools));
+        let memory = watch_memory(&settings, &env, &pools, &engine);
         let shutdown = Shutdown::new(env.clock.clone(), Budgets::of(&settings));
         let system = System(Arc::new(Inner {
             settings,
@@ -157,6 +163,7 @@ impl System {
             started,
             watchdog: Mutex::new(watchdog),
             _journal: journal,
+            _memory: memory,
         }));
         system.plan_shutdown();
         info!(
@@ -419,6 +426,45 @@ impl System {
             store.poisoned().map_or(Ok(()), Err)
         });
     }
+}
+
+/// The settings, sized to the memory that there is.
+fn size(settings: &Arc<Settings>) -> Result<Arc<Settings>> {
+    let Some(limit) = Limit::find(settings.memory.limit_bytes) else {
+        warn!("the system does not tell how much memory there is: memory.limit_bytes says it");
+        return Ok(settings.clone());
+    };
+    let sized = share::fit(settings, limit)?;
+    info!(
+        limit = limit.bytes,
+        of = %limit.of,
+        queries = sized.query.memory_bytes,
+        rows = sized.memtable.hard_bytes,
+        "memory is shared out"
+    );
+    Ok(sized)
+}
+
+/// Watches the memory of the process where there is a limit.
+fn watch_memory(
+    settings: &Settings,
+    env: &Env,
+    pools: &Pools,
+    engine: &Engine,
+) -> Option<Task<()>> {
+    let (memory, clock) = (engine.memory().clone(), env.clock.clone());
+    let period = Duration::from_millis(settings.memory.check_ms);
+    memory.pressure().is_bound().then(|| {
+        pools.spawn(Pool::Io, "memory", async move {
+            while let Some(resident) = pressure::resident() {
+                memory.pressure().note(resident);
+                if memory.pressure().is_high() {
+                    memory.relieve_all();
+                }
+                clock.sleep(period).await;
+            }
+        })
+    })
 }
 
 /// Stands in for the journal's thread in simulation: a round every millisecond.

@@ -30,6 +30,7 @@ use crate::ingest::Ingest;
 use crate::ingest::transform::Transforms;
 use crate::keeper::Keeper;
 use crate::memory::Memory;
+use crate::memory::pressure::Pressure;
 use crate::retention::Retention;
 use crate::writer::{self, Writers};
 
@@ -94,7 +95,9 @@ impl Engine {
         let hub = Arc::new(Hub::default());
         let feed = start_feed(supervisor, &hub);
         let publisher = Publisher::new(hub.clone(), feed.port(feed_budget(settings)));
-        let memory = Memory::new(settings.memtable.soft_bytes, settings.memtable.hard_bytes);
+        let limit = Some(settings.memory.limit_bytes).filter(|bytes| *bytes > 0);
+        let (soft, hard) = (settings.memtable.soft_bytes, settings.memtable.hard_bytes);
+        let memory = Memory::new(soft, hard, Pressure::new(limit));
         let durability = Durability::from_str(&settings.journal.durability)?;
         if durability != Durability::EveryWrite {
             let mode = &settings.journal.durability;

@@ -2,7 +2,9 @@
 //!
 //! Each writer reports its own share through a [`Meter`]. Above the soft limit the tables
 //! with the most hot rows are asked to freeze, as many as it takes to come below it again;
-//! at the hard limit writes are turned away until flushes have made room.
+//! at the hard limit writes are turned away until flushes have made room. The same happens
+//! while the process as a whole is short of memory ([`pressure`]), of which [`limit`] says how
+//! much there is and [`share`] what each part may take.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kymo_kernel::ids::TableId;
 use parking_lot::Mutex;
 
+pub mod limit;
+pub mod pressure;
+pub mod share;
+
+use pressure::Pressure;
+
 /// Asks one writer to freeze its hot rows; must not block. False where it could not be asked.
 pub type AskToFreeze = Box<dyn Fn() -> bool + Send + Sync>;
 
@@ -18,6 +26,7 @@ pub type AskToFreeze = Box<dyn Fn() -> bool + Send + Sync>;
 pub struct Memory {
     soft: u64,
     hard: u64,
+    pressure: Arc<Pressure>,
     total: AtomicU64,
     meters: Mutex<BTreeMap<TableId, Arc<Shared>>>,
 }
@@ -37,12 +46,13 @@ pub struct Meter {
 }
 
 impl Memory {
-    /// An accountant with its two limits, in bytes.
+    /// An accountant with its two limits, in bytes, within a process under pressure or not.
     #[must_use]
-    pub fn new(soft: u64, hard: u64) -> Arc<Self> {
+    pub fn new(soft: u64, hard: u64, pressure: Arc<Pressure>) -> Arc<Self> {
         Arc::new(Memory {
             soft,
             hard,
+            pressure,
             total: AtomicU64::new(0),
             meters: Mutex::new(BTreeMap::new()),
         })
@@ -54,10 +64,22 @@ impl Memory {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Whether writes are to be turned away.
+    /// How the process as a whole stands.
+    #[must_use]
+    pub fn pressure(&self) -> &Arc<Pressure> {
+        &self.pressure
+    }
+
+    /// Whether writes are to be turned away. Where no rows are in memory, flushing them cannot
+    /// help the process, and turning them away would never end.
     #[must_use]
     pub fn full(&self) -> bool {
-        self.total() >= self.hard
+        self.total() >= self.hard || (self.pressure.is_high() && self.total() > 0)
+    }
+
+    /// Asks all tables with rows in memory to freeze them.
+    pub fn relieve_all(&self) {
+        self.ask(self.pick(0));
     }
 
     /// Opens the account of a table.
@@ -75,10 +97,13 @@ impl Memory {
     /// Asks the largest tables to freeze until what is frozen or asked for brings the sum
     /// below the soft limit.
     fn relieve(&self) {
-        if self.total() < self.soft {
-            return;
+        if self.total() >= self.soft {
+            self.ask(self.pick(self.soft));
         }
-        for shared in self.pick() {
+    }
+
+    fn ask(&self, picked: Vec<Arc<Shared>>) {
+        for shared in picked {
             if !(shared.ask)() {
                 // Asked again with the next rows that come.
                 shared.asked.store(false, Ordering::Relaxed);
@@ -86,7 +111,8 @@ impl Memory {
         }
     }
 
-    fn pick(&self) -> Vec<Arc<Shared>> {
+    /// The largest tables without which the rest is below `most`.
+    fn pick(&self, most: u64) -> Vec<Arc<Shared>> {
         let meters = self.meters.lock();
         let mut staying = 0;
         let mut candidates = Vec::new();
@@ -99,7 +125,7 @@ impl Memory {
         }
         let mut picked = Vec::new();
         candidates.sort_by_key(|(hot, _)| *hot);
-        while staying >= self.soft
+        while staying >= most
             && let Some((hot, shared)) = candidates.pop()
         {
             shared.asked.store(true, Ordering::Relaxed);
@@ -160,7 +186,7 @@ mod tests {
 
     #[test]
     fn above_the_soft_limit_the_largest_is_asked_once() {
-        let memory = Memory::new(100, 200);
+        let memory = Memory::new(100, 200, Pressure::new(None));
         let log = Arc::new(Mutex::new(Vec::new()));
         let small = meter(&memory, 1, &log);
         let large = meter(&memory, 2, &log);
@@ -179,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_could_not_be_asked_is_asked_again() {
-        let memory = Memory::new(100, 200);
+        let memory = Memory::new(100, 200, Pressure::new(None));
         let asked = Arc::new(AtomicU64::new(0));
         let count = asked.clone();
         let table = memory
@@ -191,8 +217,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_is_short_flushes_everything_and_takes_nothing_until_it_has() {
+        let pressure = Pressure::new(Some(1000));
+        let memory = Memory::new(100, 200, pressure.clone());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (one, two) = (meter(&memory, 1, &log), meter(&memory, 2, &log));
+        one.set(10, 0);
+        two.set(5, 0);
+        assert!(!memory.full());
+        pressure.note(900);
+        assert!(memory.full());
+        memory.relieve_all();
+        memory.relieve_all();
+        assert_eq!(*log.lock(), [1, 2]);
+        one.set(0, 0);
+        two.set(0, 0);
+        assert!(!memory.full(), "nothing is left to flush");
+        one.set(1, 0);
+        assert!(memory.full());
+        pressure.note(0);
+        assert!(!memory.full());
+    }
+
+    #[test]
     fn the_hard_limit_counts_frozen_rows_and_falls_with_the_flush() {
-        let memory = Memory::new(100, 200);
+        let memory = Memory::new(100, 200, Pressure::new(None));
         let log = Arc::new(Mutex::new(Vec::new()));
         let table = meter(&memory, 1, &log);
         table.set(10, 195);

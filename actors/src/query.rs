@@ -39,6 +39,7 @@ mod retention;
 mod rewrite;
 mod running;
 mod scan;
+mod shortage;
 mod show;
 mod stream;
 mod system;
@@ -69,6 +70,7 @@ use kymo_plugins::PluginHost;
 use tokio::sync::mpsc;
 
 use crate::continuous::{Progress, Registry};
+use crate::memory::pressure::Pressure;
 
 pub use system::ChannelRow;
 pub use system::{
@@ -216,9 +218,18 @@ impl QueryService {
         changes: Arc<dyn Changes>,
         inspect: Arc<dyn Inspect>,
         plugins: Option<Arc<PluginHost>>,
+        pressure: Arc<Pressure>,
     ) -> Result<Self> {
-        let engine =
-            engine::Engine::new(settings, env, pools.clone(), tables, changes, inspect, plugins)?;
+        let engine = engine::Engine::new(
+            settings,
+            env,
+            pools.clone(),
+            tables,
+            changes,
+            inspect,
+            plugins,
+            pressure,
+        )?;
         Ok(QueryService { engine: Arc::new(engine), pools })
     }
 

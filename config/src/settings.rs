@@ -41,6 +41,8 @@ section! {
         server: Server = Server::default(),
         /// Who may come in.
         auth: Auth = Auth::default(),
+        /// The memory of the process.
+        memory: Memory = Memory::default(),
         /// Limits of writing.
         ingest: Ingest = Ingest::default(),
         /// The journal.
@@ -206,6 +208,18 @@ section! {
         /// Size of the segments of each database's `system.rejected_writes`, beyond which its
         /// oldest rows go; 0 keeps them all.
         rejected_bytes: u64 = 256 * MIB,
+    }
+}
+
+section! {
+    /// The memory of the process.
+    Memory {
+        /// What the process may take; 0 means what its container or the machine allows.
+        limit_bytes: u64 = 0,
+        /// Time between two looks at what it takes.
+        check_ms: u64 = 200,
+        /// Time that a query waits while memory is short.
+        wait_ms: u64 = 10_000,
     }
 }
 

@@ -167,6 +167,8 @@ impl Rules<'_> {
             ("ingest.queue_bytes", s.ingest.queue_bytes),
             ("ingest.queue_timeout_ms", s.ingest.queue_timeout_ms),
             ("ingest.body_timeout_ms", s.ingest.body_timeout_ms),
+            ("memory.check_ms", s.memory.check_ms),
+            ("memory.wait_ms", s.memory.wait_ms),
             ("journal.periodic_ms", s.journal.periodic_ms),
             ("journal.file_bytes", s.journal.file_bytes),
             ("journal.queue_bytes", s.journal.queue_bytes),

@@ -94,6 +94,7 @@ impl Answers {
             Arc::new(changes),
             Arc::new(insight),
             plugins.host.clone(),
+            engine.memory().pressure().clone(),
         )?;
         let spec = Spec::new("query", "query").restart(Restart::STATELESS).patient();
         let running = supervisor.start(spec, move || service.actor());

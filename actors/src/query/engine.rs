@@ -42,10 +42,12 @@ use super::plan::{self, Plan, parsed};
 use super::plugin::{self, Called, Lending, Terms};
 use super::rewrite::Rewriter;
 use super::running::{Limits, Running, Ticket};
+use super::shortage::Shortage;
 use super::stream::{Answer, Rows, once};
 use super::system::{ALERT_FILES, Inspect, Inspector};
 use super::{Changes, Tables, build, call, continuous, guc, live, params, parse, show, system};
 use crate::alert::backtest;
+use crate::memory::pressure::Pressure;
 
 /// Rows of a query that changes its session: it is held whole.
 const MAX_SETTING_ROWS: usize = 1_000;
@@ -108,10 +110,13 @@ impl Engine {
         changes: Arc<dyn Changes>,
         inspect: Arc<dyn Inspect>,
         plugins: Option<Arc<PluginHost>>,
+        pressure: Arc<Pressure>,
     ) -> Result<Self> {
+        let patience = Duration::from_millis(settings.memory.wait_ms);
+        let memory = Shortage::new(pressure, patience);
         let limits = &settings.query;
-        let running =
-            Arc::new(Running::new(env.clock.clone(), limits.max_running, limits.max_waiting));
+        let clock = env.clock.clone();
+        let running = Arc::new(Running::new(clock, limits.max_running, limits.max_waiting, memory));
         let statics = Arc::new(PgCatalogStaticTables::try_new().map_err(from_engine)?);
         let inspector = Arc::new(Inspector {
             settings: settings.clone(),

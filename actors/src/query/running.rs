@@ -14,6 +14,8 @@ use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::shortage::Shortage;
+
 /// What stops a query: its caller or its deadline.
 #[derive(Clone)]
 pub(super) struct Limits {
@@ -94,19 +96,26 @@ pub(super) struct Running {
     next: AtomicU64,
     entries: Mutex<BTreeMap<u64, Entry>>,
     slots: Arc<Semaphore>,
+    memory: Shortage,
     waiting: AtomicUsize,
     max_running: usize,
     max_waiting: usize,
 }
 
 impl Running {
-    pub(super) fn new(clock: Arc<dyn Clock>, max_running: usize, max_waiting: usize) -> Self {
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        max_running: usize,
+        max_waiting: usize,
+        memory: Shortage,
+    ) -> Self {
         let max_running = max_running.max(1);
         Running {
             clock,
             next: AtomicU64::new(1),
             entries: Mutex::default(),
             slots: Arc::new(Semaphore::new(max_running)),
+            memory,
             waiting: AtomicUsize::new(0),
             max_running,
             max_waiting,
@@ -136,7 +145,8 @@ impl Running {
     /// Waits for a place to run in.
     ///
     /// # Errors
-    /// `busy` when too many wait already; `cancelled` and `deadline_exceeded` while waiting.
+    /// `busy` when too many wait already; `cancelled` and `deadline_exceeded` while waiting;
+    /// `out_of_memory` where memory is short for too long.
     pub(super) async fn admit(
         self: &Arc<Self>,
         session: &Arc<SessionContext>,
@@ -156,13 +166,17 @@ impl Running {
         self.entries.lock().insert(id, entry);
         let started = self.clock.monotonic();
         let ended = Mutex::new(Code::Cancelled.as_str());
-        let mut ticket = Ticket { running: self.clone(), id, rows, started, ended, slot: None };
+        let mut ticket =
+            Ticket { running: self.clone(), id, rows, started, ended, slot: None, _alone: None };
         let slot = match self.slots.clone().try_acquire_owned() {
             _ if limits.cancel.is_cancelled() => Err(cancelled()),
             Ok(slot) => Ok(slot),
             Err(_) => self.wait(limits).await,
         };
-        ticket.slot = Some(slot.inspect_err(|error| ticket.end(Some(error)))?);
+        let slot = slot.inspect_err(|error| ticket.end(Some(error)))?;
+        let alone = self.memory.pass(limits).await;
+        ticket._alone = alone.inspect_err(|error| ticket.end(Some(error)))?;
+        ticket.slot = Some(slot);
         let waited = self.clock.monotonic().saturating_sub(started);
         metrics().queries.wait_seconds.observe(waited.as_secs_f64());
         metrics().queries.running.inc();
@@ -210,6 +224,8 @@ pub(super) struct Ticket {
     /// How it ended, for metrics: `ok` or a code. Whoever is dropped before was cancelled.
     ended: Mutex<&'static str>,
     slot: Option<OwnedSemaphorePermit>,
+    /// The right to be the one that runs while memory is short.
+    _alone: Option<OwnedSemaphorePermit>,
 }
 
 impl Ticket {

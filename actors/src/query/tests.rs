@@ -141,6 +141,7 @@ impl House {
             Arc::new(changes),
             Arc::new(Told(engine.history().clone())),
             plugins.clone(),
+            engine.memory().pressure().clone(),
         )
         .unwrap();
         let running = supervisor.start(Spec::new("query", "query"), move || service.actor());

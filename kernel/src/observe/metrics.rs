@@ -96,6 +96,20 @@ families! {
 }
 
 families! {
+    /// The memory of the process.
+    MemoryMetrics {
+        /// Bytes that it may have; 0 where no limit is known.
+        limit_bytes: IntGauge = "kymo_memory_limit_bytes",
+        /// Bytes that it has, without the page cache.
+        resident_bytes: IntGauge = "kymo_memory_resident_bytes",
+        /// Whether memory is short (1) or not (0).
+        pressure: IntGauge = "kymo_memory_pressure",
+        /// Queries that were refused because memory was short for too long.
+        refused_queries: IntCounter = "kymo_memory_refused_queries_total",
+    }
+}
+
+families! {
     /// The store.
     StoreMetrics {
         /// Bytes of rows in memory, frozen ones included.
@@ -403,6 +417,8 @@ pub struct Metrics {
     registry: Registry,
     /// Actors.
     pub actors: ActorMetrics,
+    /// The memory of the process.
+    pub memory: MemoryMetrics,
     /// The journal.
     pub journal: JournalMetrics,
     /// The store.
@@ -439,6 +455,7 @@ impl Metrics {
         );
         Metrics {
             actors: ActorMetrics::new(&registry),
+            memory: MemoryMetrics::new(&registry),
             journal: JournalMetrics::new(&registry),
             store: StoreMetrics::new(&registry),
             objects: ObjectMetrics::new(&registry),
