@@ -15,6 +15,7 @@ use kymo_tests::files::{damage, files};
 use kymo_tests::{Ledger, Options, Server, Workload, clients, seed, until_async, workload};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 const WRITERS: usize = 3;
 const TABLES: usize = 3;
@@ -71,6 +72,58 @@ fn restore(place: &Path, name: &Value, data: &Path) {
     assert!(said.contains("is whole"), "{said}");
 }
 
+/// A server that is written to.
+struct Busy {
+    server: Arc<Server>,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<()>>,
+    seed: u64,
+}
+
+impl Busy {
+    fn start() -> Busy {
+        let seed = seed();
+        println!("KYMO_TEST_SEED={seed}");
+        let (ledger, stop) = (Arc::new(Ledger::default()), Arc::new(AtomicBool::new(false)));
+        let server = Arc::new(Server::start(options()));
+        let writer = |writer| {
+            let workload = Workload::new(seed, writer, TABLES);
+            tokio::spawn(write(server.clone(), ledger.clone(), workload, stop.clone()))
+        };
+        let writers = (0..WRITERS).map(writer).collect();
+        Busy { server, ledger, stop, writers, seed }
+    }
+
+    /// Waits until so many batches were acknowledged.
+    async fn wait_for(&self, batches: usize) {
+        let ledger = Arc::clone(&self.ledger);
+        in_the_meantime(move || ledger.wait_for(batches, Duration::from_secs(60))).await;
+    }
+
+    /// Ends the writing and the server.
+    async fn end(self) -> (Arc<Ledger>, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.unwrap();
+        }
+        (self.ledger, self.seed)
+    }
+}
+
+/// Whether a store has all that was acknowledged when it was copied, and batches whole.
+async fn check_copy(copy: &Server, ledger: &Ledger, seed: u64) {
+    let tables: Vec<String> = (0..TABLES).map(workload::table).collect();
+    if let Err(wrong) = ledger.check(copy, &tables).await {
+        panic!("KYMO_TEST_SEED={seed}:\n{wrong}");
+    }
+    // One moment for all tables: a writer that sends one batch after the other left no gap.
+    for (writer, numbers) in batches(copy).await {
+        let (first, last) = (numbers[0], *numbers.last().unwrap());
+        assert_eq!(numbers.len() as i64, last - first + 1, "{writer} has gaps: {numbers:?}");
+    }
+}
+
 /// The numbers of the batches that are there, by writer.
 async fn batches(server: &Server) -> BTreeMap<String, Vec<i64>> {
     let mut found: BTreeMap<String, Vec<i64>> = BTreeMap::new();
@@ -86,49 +139,29 @@ async fn batches(server: &Server) -> BTreeMap<String, Vec<i64>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_under_writers_has_all_that_was_acknowledged_and_nothing_torn() {
-    let seed = seed();
-    println!("KYMO_TEST_SEED={seed}");
-    let (ledger, stop) = (Arc::new(Ledger::default()), Arc::new(AtomicBool::new(false)));
-    let server = Arc::new(Server::start(options()));
+    let busy = Busy::start();
+    let server = Arc::clone(&busy.server);
     let answer = server
         .request(Method::PUT, "/api/v1/plugins/p")
         .header("content-type", "application/wasm")
         .body(plugin("1.0.0", &["f"]));
     let answer = clients::send(answer).await.unwrap();
     assert!(answer.status.is_success(), "{}", answer.text());
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| {
-            let workload = Workload::new(seed, writer, TABLES);
-            tokio::spawn(write(server.clone(), ledger.clone(), workload, stop.clone()))
-        })
-        .collect();
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("backups");
     let mut taken = Vec::new();
     for round in 1..=3 {
-        let waiting = Arc::clone(&ledger);
-        in_the_meantime(move || waiting.wait_for(round * 150, Duration::from_secs(60))).await;
-        let moment = ledger.now();
+        busy.wait_for(round * 150).await;
+        let moment = busy.ledger.now();
         taken.push((moment, back_up(&server, &place).await));
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.unwrap();
-    }
     drop(server);
+    let (ledger, seed) = busy.end().await;
     for (round, (moment, copied)) in taken.iter().enumerate() {
         let data = folder.path().join(format!("data-{round}"));
         restore(&place, &copied["name"], &data);
         let copy = Server::start(options().data_dir(&data));
-        let tables: Vec<String> = (0..TABLES).map(workload::table).collect();
-        if let Err(wrong) = ledger.as_of(moment).check(&copy, &tables).await {
-            panic!("KYMO_TEST_SEED={seed}, backup {round}:\n{wrong}");
-        }
-        // One moment for all tables: a writer that sends one batch after the other left no gap.
-        for (writer, numbers) in batches(&copy).await {
-            let (first, last) = (numbers[0], *numbers.last().unwrap());
-            assert_eq!(numbers.len() as i64, last - first + 1, "{writer} has gaps: {numbers:?}");
-        }
+        check_copy(&copy, &ledger.as_of(moment), seed).await;
         let plugins = copy.sql("SELECT plugin FROM system.plugins").await;
         assert_eq!(plugins[0]["plugin"], "p");
         let answer = copy.get("/api/v1/plugins/p").await;
@@ -139,6 +172,50 @@ async fn a_backup_under_writers_has_all_that_was_acknowledged_and_nothing_torn()
     assert!(said.contains("verified"), "{said}");
     let said = succeeds(&mut offline(&["restore", place.to_str().unwrap(), "--list"]), "");
     assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_under_writers_opens_as_a_store_that_has_all_that_was_acknowledged() {
+    let busy = Busy::start();
+    let folder = tempfile::tempdir().unwrap();
+    let mut taken = Vec::new();
+    for round in 1..=2 {
+        busy.wait_for(round * 150).await;
+        let moment = busy.ledger.now();
+        let server = Arc::clone(&busy.server);
+        let snapshot: Value = in_the_meantime(move || {
+            serde_json::from_str(&succeeds(&mut kymo(&server, &["snapshot", "--json"]), ""))
+                .unwrap()
+        })
+        .await;
+        taken.push((moment, snapshot));
+    }
+    busy.wait_for(400).await;
+    let (server, second) = (Arc::clone(&busy.server), taken[1].1["name"].as_str().unwrap());
+    let listed = succeeds(&mut kymo(&server, &["snapshot", "--list"]), "");
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+    // What was taken away before the server ends needs nothing of it any more.
+    for (round, (_, snapshot)) in taken.iter().enumerate() {
+        let from = Path::new(snapshot["folder"].as_str().unwrap());
+        fs::rename(from, folder.path().join(round.to_string())).unwrap();
+    }
+    let gone = fails(&mut kymo(&server, &["snapshot", "--drop", second]), "");
+    assert!(gone.contains("there is no snapshot") && gone.contains("--list"), "{gone}");
+    succeeds(&mut kymo(&server, &["snapshot"]), "");
+    let listed = succeeds(&mut kymo(&server, &["snapshot", "--list"]), "");
+    let name = listed.split_whitespace().next().unwrap();
+    succeeds(&mut kymo(&server, &["snapshot", "--drop", name]), "");
+    let listed = succeeds(&mut kymo(&server, &["snapshot", "--list"]), "");
+    assert_eq!(listed.trim(), "there is no snapshot");
+    drop(server);
+    let (ledger, seed) = busy.end().await;
+    for (round, (moment, _)) in taken.iter().enumerate() {
+        let data = folder.path().join(round.to_string());
+        let said = succeeds(&mut offline(&["check", data.to_str().unwrap()]), "");
+        assert!(said.contains("is whole"), "{said}");
+        let copy = Server::start(options().data_dir(&data));
+        check_copy(&copy, &ledger.as_of(*moment), seed).await;
+    }
 }
 
 #[tokio::test]

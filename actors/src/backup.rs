@@ -1,8 +1,9 @@
 //! Backups that are being taken: each pins a moment of the store for a client that copies it.
 //!
 //! A client begins one, fetches its objects, and ends it. One that goes away without a word is
-//! let go after `backup.lease_ms` without a request, since a pinned store deletes nothing. This
-//! is no actor: whoever serves a client calls it, and nobody waits for anybody.
+//! let go after `backup.lease_ms` without a request, since a pinned store deletes nothing. A
+//! snapshot is a backup without a client: it stays in the data folder. This is no actor: whoever
+//! serves a client calls it, and nobody waits for anybody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use kymo_config::Settings;
 use kymo_kernel::env::{Clock, Env};
 use kymo_kernel::pools::{Pool, Pools, Task};
 use kymo_kernel::storage::Store;
-use kymo_kernel::storage::backup::{Object, Pinned};
+use kymo_kernel::storage::backup::{Object, Pinned, Snapshot, Snapshots};
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 use tracing::{info, warn};
@@ -23,6 +24,7 @@ pub struct Backups(Arc<Inner>);
 
 struct Inner {
     store: Arc<Store>,
+    snapshots: Arc<Snapshots>,
     pools: Pools,
     clock: Arc<dyn Clock>,
     lease: Duration,
@@ -50,8 +52,11 @@ impl Backups {
     /// Nothing under way, over a store.
     #[must_use]
     pub fn new(settings: &Settings, env: &Env, pools: &Pools, store: Arc<Store>) -> Self {
+        let most = settings.backup.max_snapshots;
+        let snapshots = Snapshots::new(env.clone(), store.root().to_owned(), most);
         Backups(Arc::new(Inner {
             store,
+            snapshots: Arc::new(snapshots),
             pools: pools.clone(),
             clock: env.clock.clone(),
             lease: Duration::from_millis(settings.backup.lease_ms),
@@ -114,6 +119,33 @@ impl Backups {
         if ended.is_some() {
             info!(backup = number, "backup ended");
         }
+    }
+
+    /// Keeps the store as it is now, in the data folder.
+    ///
+    /// # Errors
+    /// `limit_reached` where too many backups are under way, `shutting_down`, and those of
+    /// [`Store::pin`] and [`Snapshots::take`].
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let place = Place::take(&self.0)?;
+        let store = self.0.store.clone();
+        let taken = self.snapshots("take-snapshot", move |all| all.take(&store.pin()?)).await?;
+        drop(place);
+        info!(snapshot = taken.name, "snapshot taken");
+        Ok(taken)
+    }
+
+    /// Runs something with the snapshots that are kept, where it may block.
+    ///
+    /// # Errors
+    /// Its own.
+    pub async fn snapshots<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(&Snapshots) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let snapshots = self.0.snapshots.clone();
+        self.0.pools.foreground(name, move || work(&snapshots)).await?
     }
 
     /// Lets all go and refuses more.

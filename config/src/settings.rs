@@ -317,6 +317,8 @@ section! {
         max_running: usize = 2,
         /// Silence of the client after which a backup is let go.
         lease_ms: u64 = 60_000,
+        /// Snapshots that are kept in the data folder.
+        max_snapshots: usize = 16,
     }
 }
 

@@ -186,6 +186,7 @@ impl Rules<'_> {
             ("retention.interval_ms", s.retention.interval_ms),
             ("backup.max_running", s.backup.max_running as u64),
             ("backup.lease_ms", s.backup.lease_ms),
+            ("backup.max_snapshots", s.backup.max_snapshots as u64),
             ("query.max_running", s.query.max_running as u64),
             ("query.memory_bytes", s.query.memory_bytes),
             ("query.max_sql_bytes", s.query.max_sql_bytes),

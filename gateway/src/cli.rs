@@ -18,6 +18,7 @@ mod repair;
 mod repl;
 mod restore;
 mod serve;
+mod snapshot;
 mod start;
 mod status;
 mod stopwatch;
@@ -60,6 +61,8 @@ enum Command {
     Status(status::Arguments),
     /// Copy everything that a server has, while it goes on
     Backup(backup::Arguments),
+    /// Keep this moment of a server in its data folder, in an instant
+    Snapshot(snapshot::Arguments),
     /// Make a data folder of a backup
     Restore(restore::Arguments),
     /// Print what was committed, in order, as it is committed
@@ -89,6 +92,7 @@ pub fn run() -> ExitCode {
         Command::Plugin(arguments) => plugin::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
+        Command::Snapshot(arguments) => snapshot::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Wal(command) => wal::run(&command),
         Command::Check(arguments) => return finish(check::run(&arguments)),

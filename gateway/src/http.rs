@@ -209,6 +209,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/backups", post(backup::begin))
         .route("/api/v1/backups/{number}", delete(backup::end))
         .route("/api/v1/backups/{number}/object", get(backup::object))
+        .route("/api/v1/snapshots", get(backup::snapshots).post(backup::snapshot))
+        .route("/api/v1/snapshots/{name}", delete(backup::forget))
         .fallback(admin::not_found)
         .method_not_allowed_fallback(admin::not_allowed)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))

@@ -187,9 +187,7 @@ impl Client {
     /// No connection, or what the server says is wrong.
     pub fn get(&self, path: &str) -> Result<Value> {
         let request = self.authorize(self.http.get(format!("{}{path}", self.url)));
-        let text = text(self.accepted(request.call())?)?;
-        serde_json::from_str(&text)
-            .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
+        json_of(path, self.accepted(request.call())?)
     }
 
     /// Reads the journal; what was committed streams in.
@@ -208,10 +206,31 @@ impl Client {
     /// # Errors
     /// No connection, or what the server says is wrong.
     pub fn begin_backup(&self) -> Result<Value> {
-        let request = self.authorize(self.http.post(format!("{}/api/v1/backups", self.url)));
-        let text = text(self.accepted(request.send_empty())?)?;
-        serde_json::from_str(&text)
-            .map_err(|error| Error::internal(format!("the backup did not answer JSON: {error}")))
+        self.post("/api/v1/backups")
+    }
+
+    /// Takes a snapshot; what the server says of it.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn take_snapshot(&self) -> Result<Value> {
+        self.post("/api/v1/snapshots")
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// No connection, or what the server says is wrong.
+    pub fn drop_snapshot(&self, name: &str) -> Result<()> {
+        let name = utf8_percent_encode(name, NON_ALPHANUMERIC);
+        let request = self.http.delete(format!("{}/api/v1/snapshots/{name}", self.url));
+        self.accepted(self.authorize(request).call()).map(drop)
+    }
+
+    /// `POST` to a path that answers JSON.
+    fn post(&self, path: &str) -> Result<Value> {
+        let request = self.authorize(self.http.post(format!("{}{path}", self.url)));
+        json_of(path, self.accepted(request.send_empty())?)
     }
 
     /// An object of a backup.
@@ -306,6 +325,11 @@ impl Client {
         Error::new(Code::Down, message)
             .with_hint("start one with `kymo start`, or name its address with --url")
     }
+}
+
+fn json_of(path: &str, answer: Response) -> Result<Value> {
+    serde_json::from_str(&text(answer)?)
+        .map_err(|error| Error::internal(format!("{path} did not answer JSON: {error}")))
 }
 
 /// All of an answer as text.

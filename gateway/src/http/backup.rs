@@ -3,6 +3,8 @@
 //!
 //! `POST` pins the store and answers the number of the backup with the list of its objects,
 //! `GET …/{number}/object?path=` gives one, `DELETE …/{number}` lets the store go.
+//!
+//! `/api/v1/snapshots` takes, lists and removes snapshots, for `kymo snapshot`.
 
 use std::sync::Arc;
 
@@ -13,7 +15,8 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use kymo_actors::backup::Backups;
-use kymo_kernel::storage::backup::{Object, Pinned, Reader};
+use kymo_kernel::storage::backup::{Object, Pinned, Reader, Snapshots};
+use kymo_kernel::storage::segment::SegmentBytes;
 use kymo_kernel::{Code, Error, Result};
 use serde_json::json;
 
@@ -48,6 +51,45 @@ pub async fn begin(State(app): State<App>, Extension(identity): Extension<Identi
             let body = json!({ "number": number, "plan": pinned.plan() });
             (StatusCode::CREATED, Json(body)).into_response()
         }
+        Err(error) => Api::Own.refuse(&error),
+    }
+}
+
+/// `POST /api/v1/snapshots`.
+pub async fn snapshot(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+) -> Response {
+    let taken = async { backups(&app, &identity)?.snapshot().await };
+    match taken.await {
+        Ok(taken) => (StatusCode::CREATED, Json(taken)).into_response(),
+        Err(error) => Api::Own.refuse(&error),
+    }
+}
+
+/// `GET /api/v1/snapshots`.
+pub async fn snapshots(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+) -> Response {
+    let list = Snapshots::list;
+    let listed = async { backups(&app, &identity)?.snapshots("list-snapshots", list).await };
+    match listed.await {
+        Ok(listed) => Json(listed).into_response(),
+        Err(error) => Api::Own.refuse(&error),
+    }
+}
+
+/// `DELETE /api/v1/snapshots/{name}`.
+pub async fn forget(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    Path(name): Path<String>,
+) -> Response {
+    let remove = move |all: &Snapshots| all.remove(&name);
+    let removed = async { backups(&app, &identity)?.snapshots("remove-snapshot", remove).await };
+    match removed.await {
+        Ok(()) => Json(json!({ "status": "ok" })).into_response(),
         Err(error) => Api::Own.refuse(&error),
     }
 }
@@ -125,7 +167,9 @@ fn respond(reading: Reading) -> Response {
 fn read(mut reading: Reading) -> Result<(Bytes, Reading)> {
     let length = PIECE.min(reading.object.bytes - reading.at);
     let mut piece = vec![0; length as usize];
-    let count = reading.reader.read_at(&mut piece, reading.at)?;
+    let count = reading.reader.read_at(&mut piece, reading.at);
+    let count =
+        count.map_err(|error| Error::io(format_args!("read {}", reading.object.path), error))?;
     if count == 0 {
         let what =
             format!("{} ends before its {} bytes", reading.object.path, reading.object.bytes);

@@ -814,6 +814,9 @@ async fn plugins_and_backups_are_the_administrators() {
         ("POST", "/api/v1/backups"),
         ("GET", "/api/v1/backups/1/object?path=meta"),
         ("DELETE", "/api/v1/backups/1"),
+        ("GET", "/api/v1/snapshots"),
+        ("POST", "/api/v1/snapshots"),
+        ("DELETE", "/api/v1/snapshots/yesterday"),
     ];
     for (method, path) in requests {
         let request = Request::builder().method(method).uri(path);

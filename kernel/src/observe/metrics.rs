@@ -164,6 +164,8 @@ families! {
         deleted_files: IntCounter = "kymo_store_deleted_files_total",
         /// Backups for whose sake no file is deleted.
         backups: IntGauge = "kymo_store_backups",
+        /// Snapshots in the data folder.
+        snapshots: IntGauge = "kymo_store_snapshots",
     }
 }
 

@@ -6,7 +6,8 @@
 //! crash at that moment would have left, so a restored store opens by recovery and has
 //! everything that was acknowledged before; nobody waits for a flush, and writing goes on.
 //! [`Pinned`] is the side of the store: while one exists, no file that it names goes.
-//! [`keep`](mod@keep) writes a backup to a place and [`restore`](mod@restore) reads one.
+//! [`keep`](mod@keep) writes a backup to a place and [`restore`](mod@restore) reads one;
+//! [`beside`] keeps moments in the store's own folder.
 //!
 //! In a place for backups:
 //!
@@ -23,7 +24,6 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,10 +32,12 @@ use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::storage::segment::{LocalSegments, SegmentBytes, SegmentStore};
 
+pub mod beside;
 pub mod keep;
 mod pin;
 pub mod restore;
 
+pub use beside::{Snapshot, Snapshots};
 pub use keep::{Copied, Source, keep};
 pub use pin::{Hold, Pinned, Reader};
 pub use restore::{Restored, list, restore, verify};
@@ -149,8 +151,25 @@ impl Vault for LocalSegments {
     }
 }
 
-/// Stands in the folder of a store for as long as a restore is under way.
+/// Stands in the folder of a store for as long as not all of it is there.
 const UNFINISHED: &str = "RESTORING";
+
+/// Puts the marker into a folder.
+fn mark(env: &Env, folder: &Path) -> Result<()> {
+    let path = folder.join(UNFINISHED);
+    let write = || {
+        env.disk.create(&path)?.sync()?;
+        env.disk.sync_dir(folder)
+    };
+    write().map_err(|error| Error::io(format_args!("write {}", path.display()), error))
+}
+
+/// Takes it away again.
+fn unmark(env: &Env, folder: &Path) -> Result<()> {
+    let path = folder.join(UNFINISHED);
+    let remove = env.disk.remove(&path).and_then(|()| env.disk.sync_dir(folder));
+    remove.map_err(|error| Error::io(format_args!("remove {}", path.display()), error))
+}
 
 /// Refuses a folder that a restore did not come to an end in.
 ///
@@ -158,9 +177,10 @@ const UNFINISHED: &str = "RESTORING";
 /// `corrupt` naming the folder.
 pub(super) fn refuse_unfinished(env: &Env, root: &Path) -> Result<()> {
     if env.disk.exists(&root.join(UNFINISHED)).unwrap_or(false) {
-        let what = format!("a restore into folder {} did not come to its end", root.display());
+        let folder = root.display();
+        let what = format!("a restore or snapshot into folder {folder} did not come to its end");
         return Err(Error::new(Code::Corrupt, what)
-            .with_hint("remove the folder and run `kymo restore` again"));
+            .with_hint("remove the folder, and restore or take it again"));
     }
     Ok(())
 }
@@ -195,7 +215,7 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Copies the first `length` bytes of an object.
-fn copy_bytes(from: &Arc<dyn SegmentBytes>, length: u64, to: &mut dyn Write) -> io::Result<()> {
+fn copy_bytes(from: &dyn SegmentBytes, length: u64, to: &mut dyn Write) -> io::Result<()> {
     let mut piece = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
     let mut at = 0;
     while at < length {
@@ -211,7 +231,7 @@ fn copy_bytes(from: &Arc<dyn SegmentBytes>, length: u64, to: &mut dyn Write) -> 
 }
 
 /// The digest of an object, and its length.
-fn digest_of(bytes: &Arc<dyn SegmentBytes>) -> io::Result<(Digest, u64)> {
+fn digest_of(bytes: &dyn SegmentBytes) -> io::Result<(Digest, u64)> {
     let mut hashing = Hashing::new(io::sink());
     copy_bytes(bytes, bytes.size()?, &mut hashing)?;
     Ok((hashing.digester.finish(), hashing.bytes))

@@ -174,7 +174,7 @@ impl Keeper<'_> {
         {
             return Ok(Some(known.clone()));
         }
-        let (digest, _) = digest_of(&bytes).map_err(failed)?;
+        let (digest, _) = digest_of(&*bytes).map_err(failed)?;
         let kept = Kept { object: object.clone(), at: at.to_owned(), digest };
         match self.verify(&kept) {
             Ok(()) => Ok(Some(kept)),

@@ -1,7 +1,7 @@
 //! The side of the store: one moment of it, whose files stay for as long as somebody reads
 //! them.
 
-use std::path::PathBuf;
+use std::io;
 use std::sync::Arc;
 
 use crate::env::DiskFile;
@@ -13,6 +13,7 @@ use crate::storage::components::object_path;
 use crate::storage::frame::{End, FileReader};
 use crate::storage::journal::files::FileInfo;
 use crate::storage::meta::{Snapshot, codec};
+use crate::storage::segment::{LocalSegments, SegmentBytes};
 
 /// How often the metadata is looked at again where it changed meanwhile.
 const ATTEMPTS: usize = 1000;
@@ -67,10 +68,11 @@ impl Pinned {
             return Ok(Reader::Memory(self.metadata.clone()));
         }
         let store = &self.hold.0;
-        let path = place(store, &object.path);
+        let path =
+            LocalSegments::new(store.env.disk.clone(), store.root.clone()).place(&object.path);
         match store.env.disk.open(&path) {
-            Ok(file) => Ok(Reader::File(path, file)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(file) => Ok(Reader::File(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(Error::new(Code::Corrupt, format!("{} is missing", path.display()))
                     .with_hint("stop the server and run `kymo check`"))
             }
@@ -84,15 +86,11 @@ pub enum Reader {
     /// The metadata of the moment, which is no file of the store.
     Memory(Arc<[u8]>),
     /// A file.
-    File(PathBuf, Box<dyn DiskFile>),
+    File(Box<dyn DiskFile>),
 }
 
-impl Reader {
-    /// Reads from an offset until the buffer is full or the object ends. Blocks.
-    ///
-    /// # Errors
-    /// `io_error`, naming the file.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+impl SegmentBytes for Reader {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self {
             Reader::Memory(bytes) => {
                 let rest = bytes.get(usize::try_from(offset).unwrap_or(usize::MAX)..);
@@ -101,9 +99,14 @@ impl Reader {
                 buffer[..count].copy_from_slice(&rest[..count]);
                 Ok(count)
             }
-            Reader::File(path, file) => file
-                .read_at(buffer, offset)
-                .map_err(|error| Error::io(format_args!("read {}", path.display()), error)),
+            Reader::File(file) => file.read_at(buffer, offset),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        match self {
+            Reader::Memory(bytes) => Ok(bytes.len() as u64),
+            Reader::File(file) => file.len(),
         }
     }
 }
@@ -190,8 +193,4 @@ impl Store {
         objects.extend(components);
         objects
     }
-}
-
-fn place(store: &Store, path: &str) -> PathBuf {
-    path.split('/').fold(store.root.clone(), |folder, part| folder.join(part))
 }

@@ -13,7 +13,9 @@ use crate::bucket;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::storage::backup::keep::{FOLDER, Kept, Manifest, manifest};
-use crate::storage::backup::{Hashing, PIECE, Progress, UNFINISHED, Vault, check_path, copy_bytes};
+use crate::storage::backup::{
+    Hashing, PIECE, Progress, Vault, check_path, copy_bytes, mark, unmark,
+};
 use crate::storage::metalog::{LocalMetaLog, MetaLog};
 use crate::storage::owner;
 use crate::storage::recover::lock;
@@ -72,9 +74,7 @@ pub fn restore(
         let head = LocalMetaLog::open(env.clone(), &root.join("meta"))?.head()?;
         owner::adopt(env, root, &head)?;
     }
-    let path = root.join(UNFINISHED);
-    let unmark = env.disk.remove(&path).and_then(|()| env.disk.sync_dir(root));
-    unmark.map_err(|error| Error::io(format_args!("remove {}", path.display()), error))?;
+    unmark(env, root)?;
     let (objects, bytes) = (manifest.objects.len(), total);
     Ok(Restored { name: manifest.name, taken_ns: manifest.taken_ns, objects, bytes })
 }
@@ -142,15 +142,6 @@ fn refuse_used(env: &Env, root: &Path) -> Result<()> {
         .with_hint("name a new folder; start the server on it, or move it, when it is whole"))
 }
 
-fn mark(env: &Env, root: &Path) -> Result<()> {
-    let path = root.join(UNFINISHED);
-    let write = || {
-        env.disk.create(&path)?.sync()?;
-        env.disk.sync_dir(root)
-    };
-    write().map_err(|error| Error::io(format_args!("write {}", path.display()), error))
-}
-
 fn copy(vault: &dyn Vault, store: &LocalSegments, kept: &Kept) -> Result<()> {
     kept.object.check()?;
     let upload = BufWriter::with_capacity(PIECE, store.create(&kept.object.path)?);
@@ -167,7 +158,7 @@ fn copied<W: Write>(vault: &dyn Vault, kept: &Kept, to: W) -> Result<W> {
     let from = vault.open(&kept.at)?;
     let length = from.size().map_err(failed)?;
     let mut hashing = Hashing::new(to);
-    copy_bytes(&from, length, &mut hashing).map_err(failed)?;
+    copy_bytes(&*from, length, &mut hashing).map_err(failed)?;
     if hashing.bytes != kept.object.bytes || hashing.digester.finish() != kept.digest {
         let what = format!("{} is not what was backed up", kept.at);
         return Err(Error::new(Code::Corrupt, what)

@@ -88,7 +88,9 @@ impl LocalSegments {
         }
     }
 
-    fn place(&self, path: &str) -> PathBuf {
+    /// Where an object lies.
+    #[must_use]
+    pub fn place(&self, path: &str) -> PathBuf {
         path.split('/').fold(self.root.clone(), |folder, part| folder.join(part))
     }
 }

@@ -1,0 +1,148 @@
+//! Snapshots: moments of a store that stay in its own folder, as data folders of their own.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
+mod kit;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::{ROOT, Table, open, settings, stored_rows};
+use kymo_kernel::env::sim::{Fault, Operation, Sim};
+use kymo_kernel::storage::Store;
+use kymo_kernel::storage::backup::{Snapshot, Snapshots};
+use kymo_kernel::storage::integrity;
+use kymo_kernel::storage::meta::Op;
+use kymo_kernel::{Code, Result};
+
+fn snapshots(sim: &Sim) -> Snapshots {
+    Snapshots::new(sim.env(), PathBuf::from(ROOT), 3)
+}
+
+fn take(sim: &Sim, store: &Arc<Store>) -> Result<Snapshot> {
+    sim.clock.advance(Duration::from_secs(1));
+    snapshots(sim).take(&store.pin()?)
+}
+
+/// Rows of table `a` in the store of a folder, which verifies.
+fn rows(sim: &Sim, folder: &Path) -> u64 {
+    let report = integrity::check(&sim.env(), folder, &mut |_| {}).unwrap();
+    assert_eq!(report.findings, []);
+    let store = Store::open_stepped(sim.env(), folder.to_owned(), &settings()).unwrap();
+    stored_rows(&store, "a")
+}
+
+/// A store with rows in segments and in the journal: 230 in all.
+fn filled(sim: &Sim) -> (Arc<Store>, Table) {
+    let store = open(sim, &settings()).unwrap();
+    let mut table = Table::create(&store, "a");
+    for round in 0..2 {
+        write(&mut table, round * 10..round * 10 + 10);
+        table.flush().unwrap();
+    }
+    write(&mut table, 20..23);
+    (store, table)
+}
+
+fn write(table: &mut Table, writes: std::ops::Range<i64>) {
+    for at in writes {
+        table.append(at * 10, 10).unwrap();
+    }
+}
+
+#[test]
+fn a_snapshot_is_a_moment_whatever_happens_after() {
+    let sim = Sim::new(1);
+    let (store, mut table) = filled(&sim);
+    let first = take(&sim, &store).unwrap();
+    write(&mut table, 23..30);
+    table.flush().unwrap();
+    let second = take(&sim, &store).unwrap();
+    assert_eq!(snapshots(&sim).list().unwrap(), [first.clone(), second.clone()]);
+    store.commit(vec![Op::DropTable { table: table.def.id }]).unwrap();
+    table.state.retire();
+    drop(table);
+    store.collect_garbage().unwrap();
+    sim.clock.advance(Duration::from_secs(10));
+    assert!(store.collect_garbage().unwrap() > 0, "what was dropped is deleted");
+    assert_eq!(rows(&sim, &first.folder), 230);
+    assert_eq!(rows(&sim, &second.folder), 300);
+}
+
+#[test]
+fn it_takes_room_for_the_journal_and_the_metadata_only() {
+    let sim = Sim::new(2);
+    let (store, mut table) = filled(&sim);
+    table.flush().unwrap();
+    store.collect_garbage().unwrap();
+    let segments: u64 =
+        store.catalog().tables[&table.def.id].segments.values().map(|it| it.bytes).sum();
+    let before = sim.disk.used();
+    take(&sim, &store).unwrap();
+    let more = sim.disk.used() - before;
+    assert!(more < segments, "{more} bytes beside {segments} of segments");
+}
+
+#[test]
+fn it_is_a_store_of_its_own() {
+    let sim = Sim::new(3);
+    let (store, _table) = filled(&sim);
+    let taken = take(&sim, &store).unwrap();
+    let copy = Store::open_stepped(sim.env(), taken.folder.clone(), &settings()).unwrap();
+    let mut table = kit::reclaim(&copy, "a");
+    write(&mut table, 100..101);
+    table.flush().unwrap();
+    assert_eq!((stored_rows(&copy, "a"), stored_rows(&store, "a")), (240, 230));
+}
+
+#[test]
+fn one_that_failed_or_was_cut_off_is_none_and_is_removed_by_the_next() {
+    use Operation::{Append, Create, Link, Remove, Sync};
+    for operation in [Create, Append, Sync, Link, Remove] {
+        for (after, cut) in (0..14).flat_map(|after| [(after, false), (after, true)]) {
+            let sim = Sim::new(4);
+            let (store, table) = filled(&sim);
+            let whole = take(&sim, &store).unwrap();
+            sim.disk.fail_after(operation, after, Fault::Eio);
+            let outcome = take(&sim, &store);
+            let case = format!("{operation:?} after {after}, cut {cut}");
+            let store = match cut {
+                true => {
+                    drop((store, table));
+                    sim.disk.crash(after.into());
+                    sim.disk.heal();
+                    open(&sim, &settings()).unwrap()
+                }
+                false => store,
+            };
+            sim.disk.heal();
+            let known = snapshots(&sim).list().unwrap();
+            let expected: Vec<Snapshot> = [Ok(whole), outcome].into_iter().flatten().collect();
+            assert_eq!(known, expected, "{case}");
+            for each in &known {
+                assert_eq!(rows(&sim, &each.folder), 230, "{case}");
+            }
+            take(&sim, &store).unwrap();
+            let folders = sim.env().disk.list(&Path::new(ROOT).join("snapshots")).unwrap();
+            assert_eq!(folders.len(), known.len() + 1, "{case}: {folders:?}");
+        }
+    }
+}
+
+#[test]
+fn they_are_bounded_and_can_be_removed() {
+    let sim = Sim::new(5);
+    let (store, _table) = filled(&sim);
+    let taken: Vec<Snapshot> = (0..3).map(|_| take(&sim, &store).unwrap()).collect();
+    let error = take(&sim, &store).unwrap_err();
+    assert_eq!(error.code(), Code::LimitReached);
+    assert!(error.hint().unwrap().contains("--drop"), "{error:?}");
+    snapshots(&sim).remove(&taken[1].name).unwrap();
+    let again = snapshots(&sim).remove(&taken[1].name).unwrap_err();
+    assert_eq!(again.code(), Code::InvalidInput);
+    let left = snapshots(&sim).list().unwrap();
+    assert_eq!(left, [taken[0].clone(), taken[2].clone()]);
+    assert!(!sim.disk.files().iter().any(|path| path.starts_with(&taken[1].folder)));
+    assert_eq!(rows(&sim, &taken[2].folder), 230);
+    take(&sim, &store).unwrap();
+}
