@@ -96,7 +96,7 @@ impl Busy {
     }
 
     /// Waits until so many batches were acknowledged.
-    async fn wait_for(&self, batches: usize) {
+    async fn wait_for(&self, batches: u64) {
         let ledger = Arc::clone(&self.ledger);
         in_the_meantime(move || ledger.wait_for(batches, Duration::from_secs(60))).await;
     }
@@ -214,7 +214,7 @@ async fn a_snapshot_under_writers_opens_as_a_store_that_has_all_that_was_acknowl
         let said = succeeds(&mut offline(&["check", data.to_str().unwrap()]), "");
         assert!(said.contains("is whole"), "{said}");
         let copy = Server::start(options().data_dir(&data));
-        check_copy(&copy, &ledger.as_of(*moment), seed).await;
+        check_copy(&copy, &ledger.as_of(moment), seed).await;
     }
 }
 

@@ -4,7 +4,6 @@
 mod kit;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use kit::{ROOT, Table, open, settings, stored_rows};
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::storage::Store;
-use kymo_kernel::storage::backup::{self, Copied, Kind, Object, Pinned, Source};
+use kymo_kernel::storage::backup::{self, Copied, Kind, Object, Pinned};
 use kymo_kernel::storage::integrity;
 use kymo_kernel::storage::meta::Op;
 use kymo_kernel::storage::segment::LocalSegments;
@@ -21,24 +20,12 @@ use kymo_kernel::{Code, Error, Result};
 const PLACE: &str = "/backups";
 const COPY: &str = "/copy";
 
-/// What a server does for a backup, without the network.
-struct Direct<'a>(&'a Pinned);
-
-impl Source for Direct<'_> {
-    fn read(&self, object: &Object, to: &mut dyn Write) -> Result<()> {
-        let reader = self.0.open(object)?;
-        let mut bytes = vec![0; object.bytes as usize];
-        let count = reader.read_at(&mut bytes, 0)?;
-        to.write_all(&bytes[..count]).map_err(|error| Error::io("write", error))
-    }
-}
-
 fn vault(sim: &Sim) -> LocalSegments {
     LocalSegments::new(sim.env().disk, PathBuf::from(PLACE))
 }
 
 fn keep(sim: &Sim, pinned: &Pinned) -> Result<Copied> {
-    backup::keep(pinned.plan(), &Direct(pinned), &vault(sim), &mut |_| {})
+    backup::keep(pinned.plan(), pinned, &vault(sim), &mut |_| {})
 }
 
 fn restore(sim: &Sim, name: Option<&str>) -> Result<backup::Restored> {

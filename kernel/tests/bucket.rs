@@ -22,7 +22,7 @@ use kymo_kernel::message::Durability;
 use kymo_kernel::observe::metrics;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::storage::Store;
-use kymo_kernel::storage::backup::{self, Object, Pinned, Source};
+use kymo_kernel::storage::backup;
 use kymo_kernel::storage::integrity;
 use kymo_kernel::storage::log::{Record, RecordGroup};
 use kymo_kernel::storage::meta::Op;
@@ -489,17 +489,6 @@ fn a_store_in_a_bucket_is_checked_and_repaired() {
     assert_eq!(stored_rows(&open(&sim, &settings), "t"), 5);
 }
 
-/// What a server does for a backup, without the network.
-struct Direct<'a>(&'a Pinned);
-
-impl Source for Direct<'_> {
-    fn read(&self, object: &Object, to: &mut dyn std::io::Write) -> Result<()> {
-        let mut bytes = vec![0; object.bytes as usize];
-        let count = self.0.open(object)?.read_at(&mut bytes, 0)?;
-        to.write_all(&bytes[..count]).map_err(|error| Error::io("write", error))
-    }
-}
-
 #[test]
 fn backups_go_from_and_to_buckets() {
     let (_faulty, settings) = in_bucket("from");
@@ -518,7 +507,7 @@ fn backups_go_from_and_to_buckets() {
     };
     let keep = || {
         let pinned = store.pin().unwrap();
-        backup::keep(pinned.plan(), &Direct(&pinned), &place(), &mut |_| {}).unwrap()
+        backup::keep(pinned.plan(), &pinned, &place(), &mut |_| {}).unwrap()
     };
     let first = keep();
     sim.clock.advance(Duration::from_secs(1));

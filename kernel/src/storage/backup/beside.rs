@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::env::{Disk, Env};
 use crate::error::{Code, Error, Result};
 use crate::observe::metrics;
-use crate::storage::backup::{Object, PIECE, Pinned, UNFINISHED, copy_bytes, mark, unmark};
+use crate::storage::backup::{Object, PIECE, Pinned, Source, UNFINISHED, mark, unmark};
 use crate::storage::segment::{LocalSegments, SegmentStore};
 
 /// The folder of all snapshots, below the root of the store.
@@ -215,9 +215,8 @@ fn remove_below(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
 }
 
 fn copy(moment: &Pinned, object: &Object, to: &LocalSegments) -> Result<()> {
-    let failed = |error| Error::io(format_args!("copy {}", object.path), error);
-    let from = moment.open(object)?;
     let mut upload = BufWriter::with_capacity(PIECE, to.create(&object.path)?);
-    copy_bytes(&from, object.bytes, &mut upload).map_err(failed)?;
+    moment.read(object, &mut upload)?;
+    let failed = |error| Error::io(format_args!("copy {}", object.path), error);
     upload.into_inner().map_err(|error| failed(error.into_error()))?.publish()
 }

@@ -1,14 +1,14 @@
 //! The side of the store: one moment of it, whose files stay for as long as somebody reads
 //! them.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use crate::env::DiskFile;
 use crate::error::{Code, Error, Result};
 use crate::observe::metrics;
 use crate::storage::Store;
-use crate::storage::backup::{Kind, Object, Plan};
+use crate::storage::backup::{Kind, Object, Plan, Source, copy_bytes};
 use crate::storage::components::object_path;
 use crate::storage::frame::{End, FileReader};
 use crate::storage::journal::files::FileInfo;
@@ -78,6 +78,14 @@ impl Pinned {
             }
             Err(error) => Err(Error::io(format_args!("open {}", path.display()), error)),
         }
+    }
+}
+
+/// For whoever is in the same process: snapshots, and tests.
+impl Source for Pinned {
+    fn read(&self, object: &Object, to: &mut dyn Write) -> Result<()> {
+        copy_bytes(&self.open(object)?, object.bytes, to)
+            .map_err(|error| Error::io(format_args!("copy {}", object.path), error))
     }
 }
 
