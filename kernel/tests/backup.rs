@@ -15,7 +15,7 @@ use kymo_kernel::storage::backup::{self, Copied, Kind, Object, Pinned};
 use kymo_kernel::storage::integrity;
 use kymo_kernel::storage::meta::Op;
 use kymo_kernel::storage::segment::LocalSegments;
-use kymo_kernel::{Code, Error, Result};
+use kymo_kernel::{Code, Result};
 
 const PLACE: &str = "/backups";
 const COPY: &str = "/copy";

@@ -1,21 +1,16 @@
 //! Recovery at size: what opening takes does not grow with what a store has been through.
 //!
-//! The small tests hold the reasons: opening reads no segment, no history, and no edit twice. The
-//! large ones measure; they are run by hand, in a release build:
-//! `cargo test --release -p kymo-kernel --test recovery -- --ignored --nocapture --test-threads 1`.
+//! These tests hold the reasons: a store comes to checkpoints, and what was flushed is not replayed.
+//! `cargo run --release -p kymo-benches --bin recovery -- segments journal` measures.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
-#![expect(clippy::disallowed_methods, reason = "what is measured is this machine")]
 
 mod kit;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, TimestampNanosecondArray};
 use arrow::datatypes::{Int32Type, Schema};
 use kit::{Table, definition, open, reclaim, settings, stored_rows};
-use kymo_config::Settings;
 use kymo_kernel::env::real;
 use kymo_kernel::env::sim::Sim;
 use kymo_kernel::message::Durability;
@@ -104,107 +99,4 @@ fn write(
         store.log().append(RecordGroup::of(record), durability, Box::new(done));
         receiver.recv().unwrap().unwrap();
     }
-}
-
-/// Bytes that the process has, and the most that it had since the last reset.
-fn memory() -> (u64, u64) {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let field = |name: &str| -> u64 {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-    };
-    (field("VmRSS:"), field("VmHWM:"))
-}
-
-fn timed_open(folder: &Path, settings: &Settings) -> (Arc<Store>, Duration) {
-    let start = Instant::now();
-    let mut shown = |at: Progress| println!("  {at:?}");
-    let store = Store::open(real::env(), folder.into(), settings, &mut shown).unwrap();
-    (store, start.elapsed())
-}
-
-const TABLES: u64 = 10;
-const WINDOWS: i64 = 1000;
-
-#[test]
-#[ignore = "large: see above"]
-fn ten_thousand_segments_open_within_a_second() {
-    let folder = tempfile::tempdir().unwrap();
-    let (store, _) = timed_open(folder.path(), &Settings::default());
-    for table in 0..TABLES {
-        let def = definition(store.catalog().next_table, &format!("t{table}"));
-        let window = def.options.window_ns;
-        store.commit(vec![Op::PutTable { def: def.clone() }]).unwrap();
-        let mut state = store.claim(def.id).unwrap();
-        // A row in each window of time becomes a segment of its own.
-        let rows = batch(&def.schema.columns, (0..WINDOWS).map(|at| at * window));
-        let record = Record::encode(def.id, 1, &rows).unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let done = move |outcome| sender.send(outcome).unwrap();
-        store.log().append(RecordGroup::of(record), Durability::EveryWrite, Box::new(done));
-        state.apply(receiver.recv().unwrap().unwrap(), rows).unwrap();
-        let frozen = state.freeze().unwrap();
-        let segments = store.write_frozen(&Arc::new(def.clone()), &frozen).unwrap();
-        assert_eq!(segments.len() as i64, WINDOWS);
-        let flushed_upto = frozen.span.last;
-        // In many edits, as history has it: some are in the checkpoint, and some behind it.
-        for piece in segments.chunks(50) {
-            let segments = piece.to_vec();
-            let op = Op::AddSegments { table: def.id, segments, flushed_upto };
-            store.commit(vec![op]).unwrap();
-        }
-    }
-    for at in 0..200 {
-        store.commit(vec![Op::CreateDatabase { name: format!("d{at}") }]).unwrap();
-    }
-    assert_eq!(store.stats().segments as i64, TABLES as i64 * WINDOWS);
-    store.close();
-    drop(store);
-    let edits = std::fs::read_dir(folder.path().join("meta/log")).unwrap().count();
-    for round in 0..3 {
-        let (store, took) = timed_open(folder.path(), &Settings::default());
-        println!("round {round}: {} segments, {edits} edits: {took:?}", store.stats().segments);
-        assert!(took < Duration::from_secs(1), "{took:?}");
-        store.close();
-    }
-}
-
-#[test]
-#[ignore = "large: see above"]
-fn a_journal_beyond_memory_replays_within_its_bound() {
-    const JOURNAL: u64 = 2 << 30;
-    let folder: PathBuf = tempfile::tempdir().unwrap().keep();
-    let settings = Settings::default();
-    let (store, _) = timed_open(&folder, &settings);
-    let mut rows = 0;
-    for table in 0.. {
-        let def = definition(store.catalog().next_table, &format!("t{table}"));
-        store.commit(vec![Op::PutTable { def: def.clone() }]).unwrap();
-        write(&store, &def, 300, 5000, Durability::None);
-        rows += 300 * 5000;
-        if store.stats().log_written_bytes >= JOURNAL {
-            break;
-        }
-    }
-    let bytes = store.stats().log_written_bytes;
-    store.close();
-    drop(store);
-    std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let (before, _) = memory();
-    let (store, took) = timed_open(&folder, &settings);
-    let (_, peak) = memory();
-    let mib = |bytes: u64| bytes >> 20;
-    println!(
-        "{} MiB of journal, {rows} rows: {took:?}, {} MiB before, peak {} MiB, bound {} MiB",
-        mib(bytes),
-        mib(before),
-        mib(peak),
-        mib(settings.journal.replay_bytes)
-    );
-    store.close();
-    drop(store);
-    std::fs::remove_dir_all(&folder).unwrap();
-    // What is read, decoded and encoded at one time comes on top.
-    let extra = 128 << 20;
-    assert!(peak - before <= settings.journal.replay_bytes + extra);
 }
