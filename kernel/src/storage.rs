@@ -77,6 +77,7 @@ pub mod metalog;
 pub mod missed;
 #[cfg(test)]
 mod model;
+pub mod narrow;
 pub mod overlap;
 pub mod owner;
 pub mod poison;

@@ -27,6 +27,7 @@ use kymo_kernel::schema::{ColumnKind, TableName};
 use kymo_kernel::storage::conform::shape;
 use kymo_kernel::storage::memtable::MemView;
 use kymo_kernel::storage::merge::{self, GroupScan};
+use kymo_kernel::storage::narrow::narrow;
 use kymo_kernel::storage::overlap::{Group, Source, groups};
 use kymo_kernel::storage::segment::Scan;
 use kymo_kernel::storage::version::Version;
@@ -422,7 +423,7 @@ impl Iterator for Rows {
                     let take =
                         self.left.map_or(batch.num_rows(), |left| left.min(batch.num_rows()));
                     self.left = self.left.map(|left| left - take);
-                    return Some(Ok(batch.slice(0, take)));
+                    return Some(narrow(batch.slice(0, take)));
                 }
                 Some(Err(error)) => {
                     // Nothing that follows an error can be trusted.
