@@ -237,7 +237,7 @@ section! {
         /// Size of one record; larger ones are refused.
         max_record_bytes: u64 = 256 * MIB,
         /// Memory that replaying may hold before it flushes.
-        replay_bytes: u64 = 256 * MIB,
+        replay_bytes: u64 = 160 * MIB,
         /// How long files are kept as history whose rows are all flushed, by their newest row: a
         /// [`crate::Span`].
         retention: String = "0s".to_owned(),
