@@ -190,6 +190,17 @@ pub struct Column {
 }
 
 impl Column {
+    /// A column of this identity.
+    #[must_use]
+    pub fn new(
+        id: ColumnId,
+        name: impl Into<String>,
+        kind: ColumnKind,
+        field_type: FieldType,
+    ) -> Self {
+        Column { id, name: name.into(), kind, field_type }
+    }
+
     /// The Arrow field, with kind and id as metadata. Everything but time may be NULL.
     #[must_use]
     pub fn arrow(&self) -> Field {

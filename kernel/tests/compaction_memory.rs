@@ -58,14 +58,10 @@ const SEGMENTS: u64 = 24;
 const ROWS: i64 = 1500;
 
 fn table() -> TableDef {
-    let column = |id, name: &str, kind, field_type| {
-        let (id, name) = (ColumnId(id), name.to_owned());
-        Column { id, name, kind, field_type }
-    };
     let columns = vec![
-        column(1, "time", ColumnKind::Time, FieldType::Timestamp),
-        column(2, "value", ColumnKind::Field, FieldType::Float64),
-        column(3, "text", ColumnKind::Field, FieldType::Text),
+        Column::new(ColumnId(1), "time", ColumnKind::Time, FieldType::Timestamp),
+        Column::new(ColumnId(2), "value", ColumnKind::Field, FieldType::Float64),
+        Column::new(ColumnId(3), "text", ColumnKind::Field, FieldType::Text),
     ];
     TableDef {
         id: TableId(1),

@@ -96,24 +96,18 @@ impl Rows {
 }
 
 pub fn table(append_only: bool) -> TableDef {
-    let column = |id, name: &str, kind, field_type| Column {
-        id: ColumnId(id),
-        name: name.to_owned(),
-        kind,
-        field_type,
-    };
     TableDef {
         id: TableId(1),
         name: TableName::new("kymo", "rows"),
         schema: TableSchema {
             version: 1,
             columns: vec![
-                column(1, "a", ColumnKind::Tag, FieldType::Text),
-                column(2, "b", ColumnKind::Tag, FieldType::Text),
-                column(3, "float", ColumnKind::Field, FieldType::Float64),
-                column(4, "time", ColumnKind::Time, FieldType::Timestamp),
-                column(5, "int", ColumnKind::Field, FieldType::Int64),
-                column(6, "text", ColumnKind::Field, FieldType::Text),
+                Column::new(ColumnId(1), "a", ColumnKind::Tag, FieldType::Text),
+                Column::new(ColumnId(2), "b", ColumnKind::Tag, FieldType::Text),
+                Column::new(ColumnId(3), "float", ColumnKind::Field, FieldType::Float64),
+                Column::new(ColumnId(4), "time", ColumnKind::Time, FieldType::Timestamp),
+                Column::new(ColumnId(5), "int", ColumnKind::Field, FieldType::Int64),
+                Column::new(ColumnId(6), "text", ColumnKind::Field, FieldType::Text),
             ],
         },
         options: TableOptions { append_only, window_ns: WINDOW, ..TableOptions::default() },

@@ -374,16 +374,10 @@ impl Run {
             return Ok(());
         }
         let id = self.store().catalog().next_table;
-        let column = |id: u32, name: &str, kind, field_type| Column {
-            id: ColumnId(id),
-            name: name.to_owned(),
-            kind,
-            field_type,
-        };
         let columns = vec![
-            column(1, "host", ColumnKind::Tag, FieldType::Text),
-            column(2, "time", ColumnKind::Time, FieldType::Timestamp),
-            column(3, "f1", ColumnKind::Field, FieldType::Int64),
+            Column::new(ColumnId(1), "host", ColumnKind::Tag, FieldType::Text),
+            Column::new(ColumnId(2), "time", ColumnKind::Time, FieldType::Timestamp),
+            Column::new(ColumnId(3), "f1", ColumnKind::Field, FieldType::Int64),
         ];
         let def = TableDef {
             id,

@@ -15,16 +15,10 @@ use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};
 use crate::user::ScramVerifier;
 
 fn table(id: u64) -> TableDef {
-    let column = |id, name: &str, kind, field_type| Column {
-        id: ColumnId(id),
-        name: name.to_owned(),
-        kind,
-        field_type,
-    };
     let columns = vec![
-        column(1, "host", ColumnKind::Tag, FieldType::Text),
-        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
-        column(3, "usage", ColumnKind::Field, FieldType::Float64),
+        Column::new(ColumnId(1), "host", ColumnKind::Tag, FieldType::Text),
+        Column::new(ColumnId(2), "time", ColumnKind::Time, FieldType::Timestamp),
+        Column::new(ColumnId(3), "usage", ColumnKind::Field, FieldType::Float64),
     ];
     TableDef {
         id: TableId(id),
