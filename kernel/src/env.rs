@@ -112,6 +112,13 @@ pub trait DiskFile: Send + Sync {
     }
     /// Reads from an offset until the buffer is full or the file ends; returns the count.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// All of it.
+    fn read_all(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(self.len()?).unwrap_or(usize::MAX)];
+        let count = self.read_at(&mut bytes, 0)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
     /// Makes the content and the length durable.
     fn sync(&mut self) -> io::Result<()>;
     /// Cuts the file to a length.

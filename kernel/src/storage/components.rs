@@ -130,13 +130,7 @@ impl Components {
             }
             Err(error) => return Err(read_error(&path, error)),
         };
-        let read = || {
-            let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
-            let count = file.read_at(&mut bytes, 0)?;
-            bytes.truncate(count);
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|error| read_error(&path, error))?;
+        let bytes = file.read_all().map_err(|error| read_error(&path, error))?;
         if Digest::of(&bytes) != digest {
             return Err(damaged("does not hold what its name says"));
         }

@@ -147,15 +147,6 @@ fn beside(error: &Error, path: &str) -> String {
     rest.trim_start_matches([':', ' ']).to_owned()
 }
 
-/// Reads all of a file.
-fn read_file(env: &Env, path: &Path) -> std::io::Result<Vec<u8>> {
-    let file = env.disk.open(path)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
-    let count = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(count);
-    Ok(bytes)
-}
-
 /// The names of the files in a folder; none where there is no such folder.
 fn file_names(env: &Env, folder: &Path) -> Result<Vec<String>> {
     let failed = |error| Error::io(format_args!("list folder {}", folder.display()), error);

@@ -143,13 +143,7 @@ impl LocalMetaLog {
     }
 
     fn read(&self, path: &Path) -> Result<Vec<u8>> {
-        let read = || {
-            let file = self.env.disk.open(path)?;
-            let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
-            let count = file.read_at(&mut bytes, 0)?;
-            bytes.truncate(count);
-            Ok(bytes)
-        };
+        let read = || self.env.disk.open(path)?.read_all();
         read().map_err(|error| {
             Error::io(format_args!("read metadata file {}", path.display()), error)
         })

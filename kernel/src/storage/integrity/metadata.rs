@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, MetaVersion};
 use crate::storage::integrity::report::{Finding, Trouble};
-use crate::storage::integrity::{Context, beside, file_names, read_file};
+use crate::storage::integrity::{Context, beside, file_names};
 use crate::storage::meta::codec;
 use crate::storage::meta::{Edit, FEATURE_LEVEL, Snapshot};
 
@@ -239,7 +239,7 @@ fn verified<T>(
     path: &Path,
     decode: impl Fn(&[u8]) -> Result<T>,
 ) -> Result<Result<T, String>> {
-    let attempt = || match read_file(context.env, path) {
+    let attempt = || match context.env.disk.open(path).and_then(|file| file.read_all()) {
         Ok(bytes) => decode(&bytes),
         Err(error) => Err(Error::io(format_args!("read {}", path.display()), error)),
     };

@@ -474,9 +474,7 @@ fn a_mutated_file_gives_a_beginning_of_its_records_or_an_error() {
     }
     let whole = bench.stored().unwrap();
     let path = bench.file(1);
-    let file = bench.sim.env().disk.open(&path).unwrap();
-    let mut bytes = vec![0; file.len().unwrap() as usize];
-    file.read_at(&mut bytes, 0).unwrap();
+    let bytes = bench.sim.env().disk.open(&path).unwrap().read_all().unwrap();
     let check = |changed: &[u8]| {
         let fresh = Bench::new(11);
         let disk = fresh.sim.env().disk;
