@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::PositionRecord;
+use super::segments::PositionRecord;
 use crate::continuous::{Advance, ContinuousDef, Cursor, Downsampling, Mark, Pause, QueryName};
 use crate::ids::{TableId, TimeRange};
 use crate::schema::TableName;
