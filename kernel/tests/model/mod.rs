@@ -11,7 +11,7 @@ use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::digest::Digest;
 use kymo_kernel::env::Env;
 use kymo_kernel::env::failpoint::{Effect, Failpoints, OnError, Shot};
-use kymo_kernel::env::sim::{Fault, Operation, Sim};
+use kymo_kernel::env::sim::{Dice, Fault, Operation, Sim};
 use kymo_kernel::ids::{ColumnId, Position, SegmentId, Seq, TableId};
 use kymo_kernel::message::Durability;
 use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
@@ -48,27 +48,6 @@ impl fmt::Display for Violation {
 
 fn broken<T>(what: impl Into<String>) -> Result<T, Violation> {
     Err(Violation(what.into()))
-}
-
-/// SplitMix64.
-pub struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
 }
 
 /// A group that was sent to the log: rows of one table, or of two that live or die together.
@@ -179,16 +158,16 @@ impl Target {
 }
 
 const ROOT: &str = "/store";
-const STEPS: u64 = 40;
+const STEPS: usize = 40;
 
 impl Run {
     pub fn new(seed: u64, broken_sync: bool) -> Run {
         let sim = Sim::new(seed);
         sim.disk.break_sync(broken_sync);
-        let mut dice = Dice(seed.wrapping_mul(0x1234_5678_9abc_def1) + 1);
+        let mut dice = Dice::new(seed.wrapping_mul(0x1234_5678_9abc_def1) + 1);
         let mut settings = Settings::default();
-        settings.journal.file_bytes = 2048 + dice.below(6000);
-        settings.journal.replay_bytes = [1, 2000, 1 << 30][dice.below(3) as usize];
+        settings.journal.file_bytes = 2048 + dice.below(6000) as u64;
+        settings.journal.replay_bytes = [1, 2000, 1 << 30][dice.below(3)];
         if !seed.is_multiple_of(4) {
             settings.journal.retention = "1h".to_owned();
             settings.journal.retention_bytes = [0, 4096, 1 << 30][seed as usize % 3];
@@ -225,8 +204,8 @@ impl Run {
         bucket.fail_often(seed, 25);
         kymo_kernel::bucket::register(&format!("model-{seed}"), Arc::new(bucket));
         run.settings.storage.url = format!("memory://model-{seed}/store");
-        run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3) as usize];
-        run.settings.storage.cache_bytes = [1, 1 << 30][run.dice.below(2) as usize];
+        run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3)];
+        run.settings.storage.cache_bytes = [1, 1 << 30][run.dice.below(2)];
         run
     }
 
@@ -365,7 +344,7 @@ impl Run {
     }
 
     fn pick_table(&mut self) -> Option<Arc<TableDef>> {
-        let at = self.dice.below(self.tables.len().max(1) as u64) as usize;
+        let at = self.dice.below(self.tables.len());
         self.tables.values().nth(at).cloned()
     }
 
@@ -414,7 +393,7 @@ impl Run {
         let catalog = self.store().catalog();
         let Some(meta) = catalog.table_by_id(def.id) else { return Ok(()) };
         let columns = &mut def.schema.columns;
-        let any = self.dice.below(columns.len() as u64) as usize;
+        let any = self.dice.below(columns.len());
         let name = format!("c{}", self.dice.below(6));
         let taken = columns.iter().any(|column| column.name == name);
         match self.dice.below(4) {
@@ -465,8 +444,8 @@ impl Run {
 
     /// Uploads a component and names it as the next version of a plugin.
     fn install(&mut self) -> Result<(), Violation> {
-        let name = ["p", "q"][self.dice.below(2) as usize].to_owned();
-        let component = self.dice.below(6).to_le_bytes();
+        let name = ["p", "q"][self.dice.below(2)].to_owned();
+        let component = (self.dice.below(6) as u64).to_le_bytes();
         let store = self.store();
         let upload = || {
             let mut staged = store.components().begin()?;
@@ -815,10 +794,10 @@ impl Run {
             Operation::Link,
             Operation::Remove,
         ];
-        let operation = operations[self.dice.below(operations.len() as u64) as usize];
+        let operation = operations[self.dice.below(operations.len())];
         let fault = if self.dice.chance(50) { Fault::Eio } else { Fault::Enospc };
         if self.dice.chance(25) {
-            let room = self.dice.below(3000);
+            let room = self.dice.below(3000) as u64;
             self.say(|| format!("only {room} bytes left"));
             self.sim.disk.set_capacity(Some(self.sim.disk.used() + room));
             return;

@@ -9,6 +9,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{Int32Type, Schema, TimestampNanosecondType};
 use arrow::util::display::array_value_to_string;
+use kymo_kernel::env::sim::Dice;
 use kymo_kernel::ids::{ColumnId, TimeRange};
 use kymo_kernel::schema::{ColumnKind, FieldType, TableDef};
 use kymo_kernel::storage::delete::Predicate;
@@ -17,8 +18,6 @@ use kymo_kernel::storage::overlap::groups;
 use kymo_kernel::storage::segment::TagFilter;
 use kymo_kernel::storage::version::Version;
 use kymo_kernel::{Error, Result};
-
-use super::Dice;
 
 /// Texts by the id of their column, which outlives its name; a column without a value is absent.
 type Values = BTreeMap<ColumnId, String>;
@@ -43,7 +42,7 @@ impl Row {
             let name = column.id;
             match column.kind {
                 ColumnKind::Tag if dice.chance(85) => {
-                    tags.insert(name, ["a", "b", "c"][dice.below(3) as usize].to_owned());
+                    tags.insert(name, ["a", "b", "c"][dice.below(3)].to_owned());
                 }
                 ColumnKind::Field if dice.chance(70) => {
                     let value = match column.field_type {
@@ -118,7 +117,7 @@ impl Condition {
         let times = times();
         match dice.below(3) {
             0 => Condition::Times(times),
-            1 => Condition::Host(["a", "b"][dice.below(2) as usize], times),
+            1 => Condition::Host(["a", "b"][dice.below(2)], times),
             _ => Condition::Digit(char::from(b'0' + dice.below(10) as u8)),
         }
     }

@@ -31,6 +31,11 @@ impl Dice {
         (self.next() % bound.max(1) as u64) as usize
     }
 
+    /// Whether something happens that does so in that many of a hundred cases.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.next() % 100 < percent
+    }
+
     /// Yes or no.
     pub fn coin(&mut self) -> bool {
         self.next() & 1 == 1
