@@ -41,3 +41,12 @@ pub use tracing as __tracing;
 #[cfg(test)]
 #[path = "../../tests/fuzz/mutate.rs"]
 mod fuzz;
+
+/// What unit tests share with the tests beside the crate, which know it by its name.
+#[cfg(test)]
+#[path = "../tests/kit"]
+mod kit {
+    pub mod plugin;
+}
+#[cfg(test)]
+extern crate self as kymo_kernel;

@@ -1,14 +1,21 @@
 //! Backups: one moment of a store, copied while it goes on, and restored as it was.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod filled;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::{ROOT, Table, open, settings, stored_rows};
+use kit::filled::filled;
+use kit::store::{ROOT, files, open, settings};
+use kit::stored::stored_rows;
+use kit::table::Table;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::backup::{self, Copied, Kind, Object, Pinned};
@@ -36,31 +43,18 @@ fn open_copy(sim: &Sim) -> Arc<Store> {
     Store::open_stepped(sim.env(), PathBuf::from(COPY), &settings()).unwrap()
 }
 
-fn below(sim: &Sim, folder: &str) -> BTreeSet<PathBuf> {
-    sim.disk.files().into_iter().filter(|path| path.starts_with(folder)).collect()
-}
-
-fn write(table: &mut Table, writes: std::ops::Range<i64>) {
-    for at in writes {
-        table.append(at * 10, 10).unwrap();
-    }
-}
-
 #[test]
 fn a_backup_is_the_moment_it_began_whatever_happens_meanwhile() {
     let sim = Sim::new(1);
     let store = open(&sim, &settings()).unwrap();
-    let (mut a, mut b) = (Table::create(&store, "a"), Table::create(&store, "b"));
-    write(&mut a, 0..20);
-    a.flush().unwrap();
-    write(&mut a, 20..30);
-    write(&mut b, 0..5);
+    let (mut a, mut b) = (filled(&store, "a", 200, 100), Table::create(&store, "b"));
+    b.write(0..50);
     let pinned = store.pin().unwrap();
     // Rows come, segments and journal files are no longer needed, tables go.
-    write(&mut a, 30..60);
+    a.write(300..600);
     a.flush().unwrap();
     b.flush().unwrap();
-    write(&mut b, 5..9);
+    b.write(50..90);
     b.flush().unwrap();
     store.commit(vec![Op::DropTable { table: b.def.id }]).unwrap();
     b.state.retire();
@@ -87,8 +81,8 @@ fn a_backup_is_the_moment_it_began_whatever_happens_meanwhile() {
     assert_eq!((stored_rows(&copy, "a"), stored_rows(&copy, "b")), (300, 50));
     assert!(!copy.catalog().databases.contains("d"));
     // It is a store of its own.
-    let mut a = kit::reclaim(&copy, "a");
-    write(&mut a, 100..101);
+    let mut a = Table::reclaim(&copy, "a");
+    a.write(1000..1010);
     a.flush().unwrap();
     assert_eq!(stored_rows(&copy, "a"), 310);
     assert_eq!(stored_rows(&store, "a"), 600);
@@ -98,12 +92,10 @@ fn a_backup_is_the_moment_it_began_whatever_happens_meanwhile() {
 fn a_second_backup_copies_what_is_new_and_each_can_be_restored() {
     let sim = Sim::new(2);
     let store = open(&sim, &settings()).unwrap();
-    let mut a = Table::create(&store, "a");
-    write(&mut a, 0..20);
-    a.flush().unwrap();
+    let mut a = filled(&store, "a", 200, 0);
     let first = keep(&sim, &store.pin().unwrap()).unwrap();
     sim.clock.advance(Duration::from_secs(1));
-    write(&mut a, 20..25);
+    a.write(200..250);
     a.flush().unwrap();
     let pinned = store.pin().unwrap();
     let second = keep(&sim, &pinned).unwrap();
@@ -129,10 +121,10 @@ fn a_backup_that_is_interrupted_does_not_count_and_the_next_goes_on() {
             let store = open(&sim, &settings()).unwrap();
             let mut a = Table::create(&store, "a");
             for round in 0..3 {
-                write(&mut a, round * 10..round * 10 + 10);
+                a.write(round * 100..round * 100 + 100);
                 a.flush().unwrap();
             }
-            write(&mut a, 30..33);
+            a.write(300..330);
             let pinned = store.pin().unwrap();
             sim.disk.fail_after(operation, after, Fault::Eio);
             let outcome = keep(&sim, &pinned);
@@ -157,19 +149,17 @@ fn a_backup_that_is_interrupted_does_not_count_and_the_next_goes_on() {
 fn damage_is_not_backed_up_but_told() {
     let sim = Sim::new(4);
     let store = open(&sim, &settings()).unwrap();
-    let mut a = Table::create(&store, "a");
-    write(&mut a, 0..20);
-    a.flush().unwrap();
-    let segment = below(&sim, "/store/data").into_iter().next().unwrap();
+    let mut a = filled(&store, "a", 200, 0);
+    let segment = files(&sim, "data").into_iter().next().unwrap();
     sim.disk.flip_bit(&segment, 100, 1).unwrap();
     let error = keep(&sim, &store.pin().unwrap()).unwrap_err();
     assert_eq!(error.code(), Code::Corrupt);
     assert!(error.message().contains(segment.file_name().unwrap().to_str().unwrap()), "{error:?}");
     assert!(error.hint().unwrap().contains("kymo check"), "{error:?}");
-    assert!(below(&sim, "/backups/data").is_empty(), "{:?}", below(&sim, PLACE));
+    assert!(files(&sim, "/backups/data").is_empty(), "{:?}", files(&sim, PLACE));
     sim.disk.flip_bit(&segment, 100, 1).unwrap();
-    write(&mut a, 20..40);
-    let journal = below(&sim, "/store/wal").into_iter().next().unwrap();
+    a.write(200..400);
+    let journal = files(&sim, "wal").into_iter().next().unwrap();
     sim.disk.flip_bit(&journal, 64 + 70, 1).unwrap();
     let error = store.pin().map(|_| ()).unwrap_err();
     assert_eq!(error.code(), Code::Corrupt);
@@ -183,15 +173,12 @@ fn damage_is_not_backed_up_but_told() {
 fn a_backup_that_is_damaged_restores_nothing() {
     let sim = Sim::new(5);
     let store = open(&sim, &settings()).unwrap();
-    let mut a = Table::create(&store, "a");
-    write(&mut a, 0..20);
-    a.flush().unwrap();
-    write(&mut a, 20..30);
+    filled(&store, "a", 200, 100);
     keep(&sim, &store.pin().unwrap()).unwrap();
     let verified = backup::verify(&vault(&sim), None, &mut |_| {}).unwrap();
     assert!(verified.objects >= 3 && !sim.env().disk.exists(Path::new(COPY)).unwrap());
     let mut tried = 0;
-    for path in below(&sim, PLACE) {
+    for path in files(&sim, PLACE) {
         let sim = &sim;
         sim.disk.flip_bit(&path, 40, 6).unwrap();
         let error = backup::verify(&vault(sim), None, &mut |_| {}).unwrap_err();
@@ -207,7 +194,7 @@ fn a_backup_that_is_damaged_restores_nothing() {
             assert!(error.message().contains("restore"), "{error:?}");
             let again = restore(sim, None).unwrap_err();
             assert_eq!(again.code(), Code::InvalidInput, "not empty");
-            below(sim, COPY).iter().for_each(|path| sim.env().disk.remove(path).unwrap());
+            files(sim, COPY).iter().for_each(|path| sim.env().disk.remove(path).unwrap());
             remove_folders(sim, Path::new(COPY));
         }
         tried += 1;

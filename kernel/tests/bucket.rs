@@ -3,7 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "a thread of another server")]
 
-mod kit;
+mod kit {
+    pub mod faulty;
+    pub mod filled;
+    pub mod plugin;
+    pub mod scattered;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +19,11 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use kit::faulty::{Fault, Faulty};
-use kit::{ROOT, Table, definition, settings, stored_rows};
+use kit::filled::filled;
+use kit::plugin::plugin;
+use kit::store::{self, ROOT, files, settings};
+use kit::stored::stored_rows;
+use kit::table::{Table, definition, rows};
 use kymo_config::Settings;
 use kymo_kernel::bucket::{self, register};
 use kymo_kernel::digest::Digest;
@@ -20,7 +32,6 @@ use kymo_kernel::env::sim::Sim;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::Durability;
 use kymo_kernel::observe::metrics;
-use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::backup;
 use kymo_kernel::storage::integrity;
@@ -44,7 +55,7 @@ fn open_at(sim: &Sim, root: &str, settings: &Settings) -> Result<Arc<Store>> {
 }
 
 fn open(sim: &Sim, settings: &Settings) -> Arc<Store> {
-    open_at(sim, ROOT, settings).unwrap()
+    store::open(sim, settings).unwrap()
 }
 
 fn refused(outcome: Result<Arc<Store>>) -> Error {
@@ -56,10 +67,15 @@ fn refused(outcome: Result<Arc<Store>>) -> Error {
 
 /// The keys in a bucket.
 fn keys(faulty: &Faulty) -> Vec<String> {
-    let listed = faulty.inner().list(None).map_ok(|it| it.location.to_string());
+    let listed = faulty.inner.list(None).map_ok(|it| it.location.to_string());
     let mut keys: Vec<String> = futures::executor::block_on(listed.try_collect()).unwrap();
     keys.sort();
     keys
+}
+
+/// How often an operation was asked for.
+fn requests(faulty: &Faulty, operation: &'static str) -> usize {
+    faulty.plan.lock().requests.get(operation).copied().unwrap_or(0)
 }
 
 fn count(faulty: &Faulty, part: &str) -> usize {
@@ -76,15 +92,10 @@ fn everything_but_the_journal_lies_in_the_bucket_and_survives_a_crash() {
     let (faulty, settings) = in_bucket("whole");
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    table.append(10, 5).unwrap();
-    drop((table, store));
+    filled(&store, "t", 10, 5);
+    drop(store);
     sim.disk.crash(3);
-    let local = sim.disk.files();
-    assert!(local.iter().all(|path| !path.starts_with("/store/data")), "{local:?}");
-    assert!(local.iter().all(|path| !path.starts_with("/store/meta")), "{local:?}");
+    assert!(files(&sim, "data").is_empty() && files(&sim, "meta").is_empty());
     let expected = keys(&faulty);
     assert!(expected.iter().all(|key| key.starts_with("a/b/")), "{expected:?}");
     assert!(expected.iter().any(|key| key.ends_with(".parquet")), "{expected:?}");
@@ -101,12 +112,12 @@ fn a_put_whose_answer_is_lost_counts_once() {
         let sim = Sim::new(1);
         let store = open(&sim, &settings);
         let before = store.catalog().version.0;
-        faulty.next(fault);
+        faulty.plan.lock().puts.push_back(fault);
         put_table(&store, "t").unwrap();
         assert_eq!(store.catalog().version.0, before + 1, "{fault:?}");
         let mut table = Table::create(&store, "u");
         table.append(0, 10).unwrap();
-        faulty.next(fault);
+        faulty.plan.lock().puts.push_back(fault);
         table.flush().unwrap();
         drop((table, store));
         let store = open(&sim, &settings);
@@ -121,15 +132,15 @@ fn a_large_segment_goes_in_parts_and_a_lost_answer_does_not_matter() {
     settings.storage.part_bytes = 1000;
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
+    let mut table = Table::create(&store, "t").scattered();
     for fault in [None, Some(Fault::Lost), Some(Fault::Refused)] {
-        table.append_scattered(0, 500).unwrap();
-        fault.into_iter().for_each(|fault| faulty.next(fault));
+        table.append(0, 500).unwrap();
+        faulty.plan.lock().puts.extend(fault);
         table.flush().unwrap();
     }
-    assert!(faulty.requests("part") > 6);
-    assert_eq!(faulty.requests("complete"), 4, "the one that was refused came again");
-    assert_eq!(faulty.requests("abort"), 2, "nothing is left of those that failed");
+    assert!(requests(&faulty, "part") > 6);
+    assert_eq!(requests(&faulty, "complete"), 4, "the one that was refused came again");
+    assert_eq!(requests(&faulty, "abort"), 2, "nothing is left of those that failed");
     assert_eq!(count(&faulty, ".parquet"), 3);
     assert_eq!(stored_rows(&store, "t"), 1500);
 }
@@ -139,10 +150,8 @@ fn a_bucket_that_is_down_loses_nothing_and_stops_nothing_that_can_wait() {
     let (faulty, settings) = in_bucket("down");
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    faulty.set_down(true);
+    let mut table = filled(&store, "t", 10, 0);
+    faulty.plan.lock().down = true;
     table.append(10, 10).unwrap();
     let frozen = table.state.freeze().unwrap();
     let error = store.write_frozen(&table.def, &frozen).unwrap_err();
@@ -153,7 +162,7 @@ fn a_bucket_that_is_down_loses_nothing_and_stops_nothing_that_can_wait() {
     assert_eq!(read.unwrap_err().code(), Code::Unreachable);
     assert!(store.poisoned().is_none());
     table.append(20, 10).unwrap();
-    faulty.set_down(false);
+    faulty.plan.lock().down = false;
     let segments = store.write_frozen(&table.def, &frozen).unwrap();
     let upto = frozen.span.last;
     let op = Op::AddSegments { table: table.def.id, segments, flushed_upto: upto };
@@ -182,14 +191,14 @@ fn a_change_of_definitions_waits_for_the_bucket() {
     let folder = tempfile::tempdir().unwrap();
     let env = kymo_kernel::env::real::env();
     let store = Store::open(env, folder.path().to_owned(), &settings, &mut |_| {}).unwrap();
-    faulty.set_down(true);
+    faulty.plan.lock().down = true;
     let (sender, receiver) = std::sync::mpsc::channel();
     let op = Op::PutTable { def: definition(TableId(1), "t") };
     let before = metrics().objects.retried_commits.get();
     store.commit_then(vec![op], move |outcome| sender.send(outcome.map(drop)).unwrap());
     until("another attempt", || metrics().objects.retried_commits.get() > before);
     assert!(receiver.try_recv().is_err());
-    faulty.set_down(false);
+    faulty.plan.lock().down = false;
     receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
     assert_eq!(store.catalog().tables.len(), 1);
     store.close();
@@ -201,14 +210,14 @@ fn a_change_whose_outcome_stays_unknown_stops_the_store() {
     settings.storage.commit_timeout_ms = 1;
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    faulty.set_down(true);
+    faulty.plan.lock().down = true;
     let error = put_table(&store, "t").unwrap_err();
     assert_eq!(error.code(), Code::Unreachable, "{error:?}");
     assert!(error.message().contains("unknown"), "{error}");
     assert_eq!(store.poisoned().map(|cause| cause.code()), Some(Code::Unreachable));
     drop(store);
-    assert_eq!(refused(open_at(&sim, ROOT, &settings)).code(), Code::Unreachable);
-    faulty.set_down(false);
+    assert_eq!(refused(store::open(&sim, &settings)).code(), Code::Unreachable);
+    faulty.plan.lock().down = false;
     assert!(open(&sim, &settings).catalog().tables.is_empty());
 }
 
@@ -217,12 +226,9 @@ fn a_second_server_takes_over_only_when_told_and_the_first_stops() {
     let (_faulty, settings) = in_bucket("fencing");
     let (one, two) = (Sim::new(1), Sim::new(2));
     let first = open(&one, &settings);
-    let mut table = Table::create(&first, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    table.append(10, 7).unwrap();
+    let mut table = filled(&first, "t", 10, 7);
 
-    let error = refused(open_at(&two, ROOT, &settings));
+    let error = refused(store::open(&two, &settings));
     assert_eq!(error.code(), Code::Fenced);
     assert!(error.hint().unwrap().contains("take_over"), "{error:?}");
     put_table(&first, "still_mine").unwrap();
@@ -241,7 +247,7 @@ fn a_second_server_takes_over_only_when_told_and_the_first_stops() {
 
     // Its journal has rows that were acknowledged: it must not come back without a word.
     for settings in [&settings, &bold] {
-        let error = refused(open_at(&one, ROOT, settings));
+        let error = refused(store::open(&one, settings));
         assert_eq!(error.code(), Code::Fenced);
         assert!(error.message().contains("/store"), "{error}");
         assert!(error.hint().unwrap().contains("acknowledged"), "{error:?}");
@@ -316,26 +322,23 @@ fn a_clean_stop_lets_the_bucket_go() {
     table.append(0, 10).unwrap();
     first.close();
     drop((table, first));
-    assert_eq!(refused(open_at(&two, ROOT, &settings)).code(), Code::Fenced, "rows in its journal");
+    assert_eq!(refused(store::open(&two, &settings)).code(), Code::Fenced, "rows in its journal");
 
     let first = open(&one, &settings);
-    let state = first.claim(TableId(1)).unwrap();
-    let mut table = Table { def: state.table().clone(), store: first.clone(), state };
+    let mut table = Table::reclaim(&first, "t");
     table.flush().unwrap();
     first.close();
     drop((table, first));
     let second = open(&two, &settings);
     assert_eq!(stored_rows(&second, "t"), 10);
-    let state = second.claim(TableId(1)).unwrap();
-    let mut table = Table { def: state.table().clone(), store: second.clone(), state };
+    let mut table = Table::reclaim(&second, "t");
     table.append(100, 3).unwrap();
     table.flush().unwrap();
     second.close();
     drop((table, second));
     let first = open(&one, &settings);
     assert_eq!(stored_rows(&first, "t"), 13);
-    let state = first.claim(TableId(1)).unwrap();
-    let mut table = Table { def: state.table().clone(), store: first.clone(), state };
+    let mut table = Table::reclaim(&first, "t");
     table.append(200, 4).unwrap();
     drop((table, first));
     one.disk.crash(5);
@@ -345,7 +348,7 @@ fn a_clean_stop_lets_the_bucket_go() {
 #[test]
 fn what_does_not_belong_together_is_refused() {
     let (faulty, settings) = in_bucket("belonging");
-    let local = kit::settings();
+    let local = store::settings();
     let sim = Sim::new(1);
     let store = open_at(&sim, "/local", &local).unwrap();
     Table::create(&store, "t").append(0, 1).unwrap();
@@ -357,15 +360,15 @@ fn what_does_not_belong_together_is_refused() {
     let store = open(&sim, &settings);
     Table::create(&store, "t").append(0, 1).unwrap();
     drop(store);
-    let error = refused(open_at(&sim, ROOT, &local));
+    let error = refused(store::open(&sim, &local));
     assert_eq!(error.code(), Code::Settings, "{error:?}");
     assert!(error.message().contains("memory://belonging/a/b"), "{error}");
 
     let (_other, elsewhere) = in_bucket("belonging-2");
-    assert_eq!(refused(open_at(&sim, ROOT, &elsewhere)).code(), Code::Settings);
+    assert_eq!(refused(store::open(&sim, &elsewhere)).code(), Code::Settings);
 
     register("belonging", Arc::new(Faulty::default()));
-    let error = refused(open_at(&sim, ROOT, &settings));
+    let error = refused(store::open(&sim, &settings));
     assert_eq!(error.code(), Code::Corrupt, "{error:?}");
     register("belonging", Arc::new(faulty));
     assert_eq!(stored_rows(&open(&sim, &settings), "t"), 1);
@@ -374,8 +377,8 @@ fn what_does_not_belong_together_is_refused() {
 #[test]
 fn a_bucket_that_gives_a_name_twice_is_refused() {
     let (faulty, settings) = in_bucket("forgetful");
-    faulty.set_forgetful();
-    let error = refused(open_at(&Sim::new(1), ROOT, &settings));
+    faulty.plan.lock().forgetful = true;
+    let error = refused(store::open(&Sim::new(1), &settings));
     assert_eq!(error.code(), Code::Unsupported, "{error:?}");
     assert!(error.hint().unwrap().contains("If-None-Match"), "{error:?}");
     assert!(keys(&faulty).is_empty());
@@ -386,10 +389,7 @@ fn what_nothing_names_goes_and_nothing_else() {
     let (faulty, settings) = in_bucket("garbage");
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    table.append(10, 10).unwrap();
+    let mut table = filled(&store, "t", 10, 10);
     let frozen = table.state.freeze().unwrap();
     store.write_frozen(&table.def, &frozen).unwrap();
     assert_eq!(count(&faulty, ".parquet"), 2);
@@ -419,23 +419,7 @@ fn an_owner_of_before_deletes_no_component_that_the_next_one_uses() {
     assert_eq!(first.collect_garbage().unwrap(), 0);
     let second = open(&Sim::new(2), &settings);
     let held = install(&second);
-    let version = PluginVersionDef {
-        digest: held.digest(),
-        bytes: 9,
-        version: "1.0.0".to_owned(),
-        description: String::new(),
-        installed_ns: 0,
-        settings: Default::default(),
-    };
-    let plugin = PluginDef {
-        name: "p".to_owned(),
-        revision: 1,
-        versions: vec![version],
-        active: None,
-        previous: None,
-        canary: None,
-        suspended: None,
-    };
+    let plugin = plugin("p", &[(held.digest(), held.bytes())]);
     second.commit(vec![Op::PutPlugin { plugin }]).unwrap();
     one.clock.advance(Duration::from_secs(100));
     assert_eq!(first.collect_garbage().unwrap_err().code(), Code::Fenced);
@@ -447,8 +431,8 @@ fn an_owner_of_before_deletes_no_component_that_the_next_one_uses() {
 fn what_was_read_is_not_fetched_again() {
     let (faulty, settings) = in_bucket("cached");
     let store = open(&Sim::new(1), &settings);
-    let mut table = Table::create(&store, "t");
-    table.append_scattered(0, 5000).unwrap();
+    let mut table = Table::create(&store, "t").scattered();
+    table.append(0, 5000).unwrap();
     table.flush().unwrap();
     let version = store.table(table.def.id).unwrap().load();
     let scan = || {
@@ -457,9 +441,9 @@ fn what_was_read_is_not_fetched_again() {
         reader.scan(&scan).unwrap().map(|batch| batch.unwrap().num_rows()).sum::<usize>()
     };
     assert_eq!(scan(), 5000);
-    let before = (faulty.requests("get"), faulty.requests("head"));
+    let before = (requests(&faulty, "get"), requests(&faulty, "head"));
     assert_eq!(scan(), 5000);
-    assert_eq!((faulty.requests("get"), faulty.requests("head")), before);
+    assert_eq!((requests(&faulty, "get"), requests(&faulty, "head")), before);
 }
 
 #[test]
@@ -467,11 +451,8 @@ fn a_store_in_a_bucket_is_checked_and_repaired() {
     let (faulty, settings) = in_bucket("checked");
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    table.append(10, 5).unwrap();
-    drop((table, store));
+    filled(&store, "t", 10, 5);
+    drop(store);
     let env = bucket::attached(sim.env(), Path::new(ROOT), &settings.storage).unwrap();
     let check = |env: &Env| integrity::check(env, Path::new(ROOT), &mut |_| {});
     assert!(check(&env).unwrap().is_whole());
@@ -479,7 +460,7 @@ fn a_store_in_a_bucket_is_checked_and_repaired() {
     let segment = keys(&faulty).into_iter().find(|key| key.ends_with(".parquet")).unwrap();
     futures::executor::block_on(async {
         use object_store::ObjectStoreExt;
-        faulty.inner().delete(&segment.as_str().into()).await.unwrap();
+        faulty.inner.delete(&segment.as_str().into()).await.unwrap();
     });
     let env = bucket::attached(sim.env(), Path::new(ROOT), &settings.storage).unwrap();
     let report = check(&env).unwrap();
@@ -495,10 +476,7 @@ fn backups_go_from_and_to_buckets() {
     let (kept, _) = in_bucket("to");
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
-    let mut table = Table::create(&store, "t");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
-    table.append(10, 5).unwrap();
+    filled(&store, "t", 10, 5);
     let root = Path::new("/backups");
     let place = || {
         let scratch = Path::new("/scratch");
@@ -511,15 +489,15 @@ fn backups_go_from_and_to_buckets() {
     };
     let first = keep();
     sim.clock.advance(Duration::from_secs(1));
-    kept.next(Fault::Lost);
+    kept.plan.lock().puts.push_back(Fault::Lost);
     let second = keep();
     assert!(second.copied_objects < first.copied_objects, "{second:?} after {first:?}");
     assert_eq!(backup::list(&place()).unwrap().len(), 2);
     backup::verify(&place(), None, &mut |_| {}).unwrap();
     backup::restore(&place(), None, &sim.env(), Path::new("/copy"), &mut |_| {}).unwrap();
-    let copy = open_at(&sim, "/copy", &kit::settings()).unwrap();
+    let copy = open_at(&sim, "/copy", &store::settings()).unwrap();
     assert_eq!(stored_rows(&copy, "t"), 15);
-    assert!(sim.disk.files().iter().all(|path| !path.starts_with("/backups")));
+    assert!(files(&sim, "/backups").is_empty());
 }
 
 #[test]
@@ -528,8 +506,8 @@ fn rows_are_acknowledged_while_the_bucket_is_down() {
     let sim = Sim::new(1);
     let store = open(&sim, &settings);
     let table = Table::create(&store, "t");
-    faulty.set_down(true);
-    let record = Record::encode(table.def.id, 1, &kit::rows(&table.def, 0, 3, |at| at)).unwrap();
+    faulty.plan.lock().down = true;
+    let record = Record::encode(table.def.id, 1, &rows(&table.def, 0..3, |at| at)).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     let done = move |outcome: Result<_>| sender.send(outcome.map(drop)).unwrap();
     store.log().append(RecordGroup::of(record), Durability::EveryWrite, Box::new(done));
@@ -537,6 +515,6 @@ fn rows_are_acknowledged_while_the_bucket_is_down() {
     receiver.recv().unwrap().unwrap();
     drop((table, store));
     sim.disk.crash(9);
-    faulty.set_down(false);
+    faulty.plan.lock().down = false;
     assert_eq!(stored_rows(&open(&sim, &settings), "t"), 3);
 }

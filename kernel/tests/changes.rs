@@ -2,13 +2,18 @@
 //! history and crashes; and a clear word where records are gone.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod scattered;
+    pub mod store;
+    pub mod table;
+}
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::{ROOT, Table, open, reclaim, rows, settings};
+use kit::store::{ROOT, files, open, settings};
+use kit::table::{Table, rows};
 use kymo_config::Settings;
 use kymo_kernel::Code;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
@@ -47,14 +52,13 @@ fn first_time(record: &Record) -> i64 {
 }
 
 fn kept(sim: &Sim) -> Vec<PathBuf> {
-    let all = sim.disk.files();
-    all.into_iter().filter(|path| path.starts_with("/store/wal/0/kept")).collect()
+    files(sim, "wal/0/kept")
 }
 
 /// A table that was written to and flushed, so that most log files are covered.
 fn written(store: &Arc<Store>, batches: i64) -> (Table, Vec<Position>) {
-    let mut table = Table::create(store, "t");
-    let positions = (0..batches).map(|at| table.append_scattered(at * 20, 20).unwrap()).collect();
+    let mut table = Table::create(store, "t").scattered();
+    let positions = (0..batches).map(|at| table.append(at * 20, 20).unwrap()).collect();
     table.flush().unwrap();
     (table, positions)
 }
@@ -63,11 +67,11 @@ fn written(store: &Arc<Store>, batches: i64) -> (Table, Vec<Position>) {
 fn a_follower_gets_each_batch_once_across_files_and_flushes() {
     let sim = Sim::new(1);
     let store = open(&sim, &settings()).unwrap();
-    let mut table = Table::create(&store, "t");
+    let mut table = Table::create(&store, "t").scattered();
     let mut feed = changes(&store, From::Oldest);
     let mut found = Vec::new();
     for at in 0..200 {
-        table.append_scattered(at * 20, 20).unwrap();
+        table.append(at * 20, 20).unwrap();
         if at % 7 == 0 {
             found.extend(drain(&mut feed));
         }
@@ -101,8 +105,8 @@ fn history_stays_for_its_time_and_resuming_is_exact() {
     sim.disk.crash(2);
     let store = open(&sim, &settings).unwrap();
     assert_eq!(drain(&mut changes(&store, From::At(positions[30]))).len(), 30);
-    table = reclaim(&store, "t");
-    table.append_scattered(5000, 20).unwrap();
+    table = Table::reclaim(&store, "t").scattered();
+    table.append(5000, 20).unwrap();
     let again = drain(&mut changes(&store, From::At(positions[58])));
     assert_eq!(again, [58 * 20, 59 * 20, 5000]);
     // The hour is over.
@@ -119,7 +123,7 @@ fn what_is_gone_is_said_with_what_is_there() {
     let (mut table, positions) = written(&store, 3);
     assert!(slow.read().unwrap().is_some());
     for at in 3..60 {
-        table.append_scattered(at * 20, 20).unwrap();
+        table.append(at * 20, 20).unwrap();
     }
     table.flush().unwrap();
     let gone = changes(&store, From::At(positions[1])).read().unwrap_err();
@@ -154,8 +158,8 @@ fn who_has_read_everything_goes_on_after_restarts_that_left_nothing() {
         drop(open(&sim, &settings()).unwrap());
     }
     let store = open(&sim, &settings()).unwrap();
-    let mut table = reclaim(&store, "t");
-    table.append_scattered(5000, 20).unwrap();
+    let mut table = Table::reclaim(&store, "t").scattered();
+    table.append(5000, 20).unwrap();
     assert_eq!(drain(&mut changes(&store, From::At(next))), [5000]);
     let gone = changes(&store, From::At(positions[19])).read().unwrap_err();
     assert_eq!(gone.code(), Code::Gone);
@@ -177,12 +181,13 @@ fn only_what_is_durable_is_given_and_a_crash_takes_none_of_it_back() {
         // A file that is full is synced.
         settings.journal.file_bytes = 1 << 20;
         let store = open(&sim, &settings).unwrap();
-        let mut table = Table::create(&store, "t");
-        table.append_scattered(0, 20).unwrap();
+        let mut table = Table::create(&store, "t").scattered();
+        table.append(0, 20).unwrap();
         let mut feed = changes(&store, From::Oldest);
         assert_eq!(drain(&mut feed), [0]);
         for at in 1..10 {
-            let record = Record::encode(table.def.id, 1, &rows(&table.def, at * 20, 20, |_| 1));
+            let record =
+                Record::encode(table.def.id, 1, &rows(&table.def, at * 20..at * 20 + 20, |_| 1));
             let group = RecordGroup::of(record.unwrap());
             store.log().append(group, Durability::OsDefault, Box::new(|_| ()));
             store.step();

@@ -2,22 +2,30 @@
 //! in `docs/integrity.md`.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod filled;
+    pub mod plugin;
+    pub mod scattered;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kit::{ROOT, Table, open, settings, stored_rows};
+use kit::filled::filled;
+use kit::plugin::plugin;
+use kit::store::{ROOT, files, open, settings};
+use kit::stored::stored_rows;
+use kit::table::Table;
 use kymo_kernel::Code;
 use kymo_kernel::digest::Digest;
 use kymo_kernel::env::sim::Sim;
-use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
+use kymo_kernel::plugin::PluginDef;
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::integrity::{self, Finding, Repaired, Report, Severity, Trouble};
 use kymo_kernel::storage::meta::Op;
-
-/// Rows that each write of these tests has.
-const ROWS: i64 = 10;
 
 fn check(sim: &Sim) -> Report {
     integrity::check(&sim.env(), Path::new(ROOT), &mut |_| {}).unwrap()
@@ -27,32 +35,20 @@ fn repair(sim: &Sim) -> Repaired {
     integrity::repair(&sim.env(), Path::new(ROOT), &settings(), &mut |_| {}).unwrap()
 }
 
-/// The files of a folder of the store, in order.
-fn files(sim: &Sim, folder: &str) -> Vec<PathBuf> {
-    let folder = Path::new(ROOT).join(folder);
-    sim.disk.files().into_iter().filter(|path| path.starts_with(&folder)).collect()
-}
-
 fn length(sim: &Sim, path: &Path) -> u64 {
     sim.env().disk.open(path).unwrap().len().unwrap()
 }
 
-fn write(table: &mut Table, writes: std::ops::Range<i64>) {
-    for at in writes {
-        table.append(at * ROWS, ROWS).unwrap();
-    }
-}
-
-/// A closed store: table `flushed` is in segments as a whole, of `cpu` only the first 20 of 50
-/// writes are.
+/// A closed store: table `flushed` is in segments as a whole, of `cpu` only the first 200 of 500
+/// rows are.
 fn closed(sim: &Sim) {
     let store = open(sim, &settings()).unwrap();
     let (mut flushed, mut cpu) = (Table::create(&store, "flushed"), Table::create(&store, "cpu"));
-    write(&mut flushed, 0..5);
-    write(&mut cpu, 0..20);
+    flushed.write(0..50);
+    cpu.write(0..200);
     cpu.flush().unwrap();
-    write(&mut cpu, 20..50);
-    write(&mut flushed, 5..10);
+    cpu.write(200..500);
+    flushed.write(50..100);
     flushed.flush().unwrap();
 }
 
@@ -147,8 +143,8 @@ fn a_flipped_bit_in_the_journal_costs_the_one_record_that_it_is_in() {
         let kept = sim.disk.files().into_iter().filter(|path| path.starts_with(&salvage));
         assert_eq!(kept.count(), journal.len() + 1, "the journal and the report");
         // And the store goes on.
-        let mut cpu = kit::reclaim(&store, "cpu");
-        write(&mut cpu, 50..51);
+        let mut cpu = Table::reclaim(&store, "cpu");
+        cpu.write(500..510);
         drop((store, cpu));
         let store = open(&sim, &settings()).unwrap();
         assert_eq!(stored_rows(&store, "cpu"), 500);
@@ -229,9 +225,8 @@ fn the_newest_journal_file_is_missed_although_the_store_opens() {
 fn a_damaged_last_record_is_given_up_by_a_repair_only() {
     let sim = Sim::new(8);
     let store = open(&sim, &settings()).unwrap();
-    let mut cpu = Table::create(&store, "cpu");
-    write(&mut cpu, 0..3);
-    drop((store, cpu));
+    Table::create(&store, "cpu").write(0..30);
+    drop(store);
     let last = files(&sim, "wal").pop().unwrap();
     sim.disk.flip_bit(&last, length(&sim, &last) - 20, 2).unwrap();
     refused(&sim);
@@ -244,8 +239,7 @@ fn a_damaged_last_record_is_given_up_by_a_repair_only() {
 /// A closed store whose metadata has two checkpoints and edits on top.
 fn with_databases(sim: &Sim) -> Vec<String> {
     let store = open(sim, &settings()).unwrap();
-    let mut cpu = Table::create(&store, "cpu");
-    write(&mut cpu, 0..3);
+    Table::create(&store, "cpu").write(0..30);
     for at in 0..20 {
         store.commit(vec![Op::CreateDatabase { name: format!("d{at}") }]).unwrap();
     }
@@ -297,10 +291,8 @@ fn a_damaged_or_missing_edit_costs_what_it_changed() {
 fn a_segment_of_a_lost_edit_is_put_aside_not_deleted() {
     let sim = Sim::new(11);
     let store = open(&sim, &settings()).unwrap();
-    let mut cpu = Table::create(&store, "cpu");
-    write(&mut cpu, 0..3);
-    cpu.flush().unwrap();
-    drop((store, cpu));
+    filled(&store, "cpu", 30, 0);
+    drop(store);
     sim.disk.flip_bit(&files(&sim, "meta/log").pop().unwrap(), 45, 1).unwrap();
     let segment = files(&sim, "data").pop().unwrap();
     let (repaired, store) = mended(&sim);
@@ -339,9 +331,9 @@ fn metadata_without_a_beginning_is_beyond_repair() {
 /// A closed store with one segment of several thousand rows.
 fn with_segment(sim: &Sim) -> PathBuf {
     let store = open(sim, &settings()).unwrap();
-    let mut cpu = Table::create(&store, "cpu");
+    let mut cpu = Table::create(&store, "cpu").scattered();
     for at in 0..40 {
-        cpu.append_scattered(at * 1000, 1000).unwrap();
+        cpu.append(at * 1000, 1000).unwrap();
     }
     cpu.flush().unwrap();
     drop((store, cpu));
@@ -418,23 +410,7 @@ fn a_damaged_component_is_named_and_asks_for_its_plugin() {
     staged.append(b"the bytes of a component").unwrap();
     let held = staged.publish(None).unwrap();
     let digest = Digest::of(b"the bytes of a component");
-    let version = PluginVersionDef {
-        digest,
-        bytes: 24,
-        version: "1".to_owned(),
-        description: String::new(),
-        installed_ns: 0,
-        settings: Default::default(),
-    };
-    let plugin = PluginDef {
-        name: "p".to_owned(),
-        revision: 1,
-        versions: vec![version],
-        active: Some(digest),
-        previous: None,
-        canary: None,
-        suspended: None,
-    };
+    let plugin = PluginDef { active: Some(digest), ..plugin("p", &[(digest, 24)]) };
     store.commit(vec![Op::PutPlugin { plugin }]).unwrap();
     drop((held, store));
     sim.disk.flip_bit(&files(&sim, "plugins")[0], 3, 0).unwrap();

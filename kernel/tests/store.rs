@@ -2,17 +2,22 @@
 //! replay, trimming, what is collected and when, damage that is named.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod filled;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use kit::{ROOT, Table, definition, open, settings, stored_rows};
+use kit::filled::filled;
+use kit::store::{ROOT, files, open, settings};
+use kit::stored::stored_rows;
+use kit::table::{Table, definition};
 use kymo_kernel::Code;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::ids::{Position, TableId};
-use kymo_kernel::schema::TableName;
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::meta::Op;
 
@@ -154,32 +159,22 @@ fn missed_records_come_from_the_log_whole_or_not_at_all() {
     assert_eq!(missed(&store, written[7], last, u64::MAX).as_deref(), Some(&written[8..]));
     let id = a.def.id;
     drop(a);
-    let state = store.claim(id).unwrap();
-    let mut a = Table { def: state.table().clone(), store: store.clone(), state };
+    let mut a = Table::reclaim(&store, "a");
     let next = a.append(1000, 10).unwrap();
     let found = store.missed(id, written[27], next, u64::MAX).unwrap().unwrap();
     let found: Vec<Position> = found.into_iter().map(|(position, _)| position).collect();
     assert_eq!(found, [written[28], written[29], next]);
     // What is in segments, the log lets go.
     a.flush().unwrap();
-    let b = store.catalog().table(&TableName::new("kymo", "b")).unwrap().def.id;
-    let state = store.claim(b).unwrap();
-    Table { def: state.table().clone(), store: store.clone(), state }.flush().unwrap();
+    Table::reclaim(&store, "b").flush().unwrap();
     assert!(store.missed(id, written[0], next, u64::MAX).unwrap().is_none());
-}
-
-fn segments(sim: &Sim) -> Vec<PathBuf> {
-    let data = Path::new(ROOT).join("data");
-    sim.disk.files().into_iter().filter(|path| path.starts_with(&data)).collect()
 }
 
 #[test]
 fn files_go_after_their_readers_and_the_grace_period() {
     let sim = Sim::new(5);
     let store = open(&sim, &settings()).unwrap();
-    let mut table = Table::create(&store, "cpu");
-    table.append(0, 10).unwrap();
-    table.flush().unwrap();
+    let mut table = filled(&store, "cpu", 10, 0);
     let reader = store.table(table.def.id).unwrap().load();
     store.commit(vec![Op::DropTable { table: table.def.id }]).unwrap();
     table.state.retire();
@@ -188,10 +183,10 @@ fn files_go_after_their_readers_and_the_grace_period() {
     assert_eq!(store.collect_garbage().unwrap(), 0, "a reader has it");
     drop(reader);
     assert_eq!(store.collect_garbage().unwrap(), 0, "the grace period begins");
-    assert_eq!(segments(&sim).len(), 1);
+    assert_eq!(files(&sim, "data").len(), 1);
     sim.clock.advance(Duration::from_secs(2));
     assert_eq!(store.collect_garbage().unwrap(), 1);
-    assert!(segments(&sim).is_empty());
+    assert!(files(&sim, "data").is_empty());
 }
 
 #[test]
@@ -204,10 +199,10 @@ fn what_a_flush_left_behind_is_removed_at_the_next_start() {
     store.write_frozen(&table.def, &frozen).unwrap();
     sim.disk.fail_after(Operation::Sync, 0, Fault::Eio);
     assert!(store.write_frozen(&table.def, &frozen).is_err());
-    assert!(!segments(&sim).is_empty());
+    assert!(!files(&sim, "data").is_empty());
     drop((store, table, frozen));
     let store = open(&sim, &settings()).unwrap();
-    assert!(segments(&sim).is_empty(), "{:?}", segments(&sim));
+    assert!(files(&sim, "data").is_empty(), "{:?}", files(&sim, "data"));
     assert_eq!(stored_rows(&store, "cpu"), 10);
 }
 
@@ -222,9 +217,9 @@ fn a_flush_that_failed_gives_its_room_back() {
         sim.disk.fail_after(operation, 0, Fault::Enospc);
         let error = store.write_frozen(&table.def, &frozen).unwrap_err();
         assert_eq!(error.code(), Code::DiskFull);
-        assert!(segments(&sim).is_empty(), "{operation:?}: {:?}", segments(&sim));
+        assert!(files(&sim, "data").is_empty(), "{operation:?}: {:?}", files(&sim, "data"));
         store.write_frozen(&table.def, &frozen).unwrap();
-        assert_eq!(segments(&sim).len(), 1);
+        assert_eq!(files(&sim, "data").len(), 1);
     }
 }
 
@@ -236,8 +231,7 @@ fn damaged_metadata_is_named() {
         Table::create(&store, name);
     }
     drop(store);
-    let log = Path::new(ROOT).join("meta/log");
-    let edit = sim.disk.files().into_iter().filter(|path| path.starts_with(&log)).nth(1).unwrap();
+    let edit = files(&sim, "meta/log").swap_remove(1);
     sim.disk.flip_bit(&edit, 40, 3).unwrap();
     let error = open(&sim, &settings()).map(|_| ()).unwrap_err();
     assert_eq!(error.code(), Code::Corrupt);
@@ -252,8 +246,7 @@ fn checkpoints_replace_the_edits_before_them() {
         store.commit(vec![Op::CreateDatabase { name: format!("d{at}") }]).unwrap();
     }
     let catalog = store.catalog();
-    let edits = Path::new(ROOT).join("meta/log");
-    let kept = sim.disk.files().iter().filter(|path| path.starts_with(&edits)).count();
+    let kept = files(&sim, "meta/log").len();
     assert!(kept < 20, "{kept}");
     drop(store);
     sim.disk.crash(8);
@@ -294,15 +287,13 @@ fn threads_share_the_journal_and_the_committer() {
             let store = &store;
             scope.spawn(move || {
                 let name = format!("t{writer}");
-                let def = loop {
-                    // Two may propose the same id; one is refused and takes the next.
+                // Two may propose the same id; one is refused and takes the next.
+                let propose = || {
                     let def = definition(store.catalog().next_table, &name);
-                    if store.commit(vec![Op::PutTable { def: def.clone() }]).is_ok() {
-                        break def;
-                    }
+                    store.commit(vec![Op::PutTable { def }])
                 };
-                let state = store.claim(def.id).unwrap();
-                let mut table = Table { store: store.clone(), def: Arc::new(def), state };
+                while propose().is_err() {}
+                let mut table = Table::reclaim(store, &name);
                 for at in 0..50 {
                     table.append(at * 10, 10).unwrap();
                     if at % 20 == 19 {

@@ -14,6 +14,10 @@
 //!
 //! `KYMO_SEED=n` replays one seed and prints what it does; `KYMO_SEEDS=n` sets how many run.
 
+mod kit {
+    pub mod faulty;
+    pub mod plugin;
+}
 mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};

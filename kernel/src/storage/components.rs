@@ -350,7 +350,7 @@ impl Drop for Held {
 mod tests {
     use super::*;
     use crate::env::sim::Sim;
-    use crate::plugin::{PluginDef, PluginVersionDef};
+    use crate::kit::plugin::plugin;
 
     fn components(sim: &Sim) -> Arc<Components> {
         Components::new(sim.disk.clone(), Path::new("/store"))
@@ -364,23 +364,8 @@ mod tests {
     }
 
     fn naming(digests: &[Digest]) -> Arc<Snapshot> {
-        let version = |digest: &Digest| PluginVersionDef {
-            digest: *digest,
-            bytes: 0,
-            version: "1.0.0".to_owned(),
-            description: String::new(),
-            installed_ns: 0,
-            settings: Default::default(),
-        };
-        let plugin = PluginDef {
-            name: "p".to_owned(),
-            revision: 1,
-            versions: digests.iter().map(version).collect(),
-            active: None,
-            previous: None,
-            canary: None,
-            suspended: None,
-        };
+        let components: Vec<_> = digests.iter().map(|digest| (*digest, 0)).collect();
+        let plugin = plugin("p", &components);
         let plugins = [("p".to_owned(), Arc::new(plugin))].into_iter().collect();
         Arc::new(Snapshot { plugins: Arc::new(plugins), ..Snapshot::default() })
     }

@@ -1,13 +1,14 @@
 //! A bucket in memory that loses answers, refuses, or does not answer at all.
-#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use kymo_kernel::env::sim::Dice;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -33,71 +34,49 @@ pub enum Fault {
 pub struct Faulty(Arc<State>);
 
 #[derive(Debug, Default)]
-struct State {
-    inner: InMemory,
-    plan: Mutex<Plan>,
+pub struct State {
+    /// The bucket itself.
+    pub inner: InMemory,
+    pub plan: Mutex<Plan>,
 }
 
+/// What goes wrong, and what was asked for.
 #[derive(Debug, Default)]
-struct Plan {
+pub struct Plan {
     /// What becomes of the next puts.
-    puts: VecDeque<Option<Fault>>,
-    /// A seed, and how many of a hundred puts fail.
-    dice: Option<(u64, u64)>,
-    down: bool,
-    /// The bucket takes a second object of a name.
-    forgetful: bool,
-    requests: HashMap<&'static str, usize>,
+    pub puts: VecDeque<Fault>,
+    /// How many of a hundred puts beyond those fail, in one way or the other.
+    pub often: Option<(Dice, u64)>,
+    /// Nothing is answered.
+    pub down: bool,
+    /// Names that exist are given again, as by services that ignore the condition.
+    pub forgetful: bool,
+    /// How often each operation was asked for.
+    pub requests: HashMap<&'static str, usize>,
+}
+
+impl Deref for Faulty {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
 }
 
 impl Faulty {
-    /// The next put comes to this.
-    pub fn next(&self, fault: Fault) {
-        self.0.plan.lock().puts.push_back(Some(fault));
-    }
-
-    /// Some of a hundred puts fail, in one way or the other.
-    pub fn fail_often(&self, seed: u64, percent: u64) {
-        self.0.plan.lock().dice = Some((seed, percent));
-    }
-
-    /// Nothing is answered any more, or everything again.
-    pub fn set_down(&self, down: bool) {
-        self.0.plan.lock().down = down;
-    }
-
-    /// Names that exist are given again, as by services that ignore the condition.
-    pub fn set_forgetful(&self) {
-        self.0.plan.lock().forgetful = true;
-    }
-
-    /// How often an operation was asked for.
-    pub fn requests(&self, operation: &'static str) -> usize {
-        self.0.plan.lock().requests.get(operation).copied().unwrap_or(0)
-    }
-
-    /// The bucket itself.
-    pub fn inner(&self) -> &InMemory {
-        &self.0.inner
-    }
-
     fn ask(&self, operation: &'static str) -> Result<()> {
-        let mut plan = self.0.plan.lock();
+        let mut plan = self.plan.lock();
         *plan.requests.entry(operation).or_default() += 1;
         if plan.down { Err(failed("it is down")) } else { Ok(()) }
     }
 
     fn fault(&self) -> Option<Fault> {
-        let mut plan = self.0.plan.lock();
-        if let Some(fault) = plan.puts.pop_front() {
-            return fault;
-        }
-        let (seed, percent) = plan.dice.as_mut()?;
-        *seed =
-            seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let roll = *seed >> 33;
-        let fault = [Fault::Lost, Fault::Refused, Fault::Conflict][(roll / 100 % 3) as usize];
-        (roll % 100 < *percent).then_some(fault)
+        let mut plan = self.plan.lock();
+        plan.puts.pop_front().or_else(|| {
+            let (dice, percent) = plan.often.as_mut()?;
+            let fault = [Fault::Lost, Fault::Refused, Fault::Conflict][dice.below(3)];
+            dice.chance(*percent).then_some(fault)
+        })
     }
 }
 
@@ -120,7 +99,7 @@ impl ObjectStore for Faulty {
         mut options: PutOptions,
     ) -> Result<PutResult> {
         self.ask("put")?;
-        if self.0.plan.lock().forgetful {
+        if self.plan.lock().forgetful {
             options.mode = PutMode::Overwrite;
         }
         let fault = self.fault();
@@ -131,7 +110,7 @@ impl ObjectStore for Faulty {
             let source = "somebody else is at it".into();
             return Err(Error::AlreadyExists { path: location.to_string(), source });
         }
-        let done = self.0.inner.put_opts(location, payload, options).await?;
+        let done = self.inner.put_opts(location, payload, options).await?;
         if fault == Some(Fault::Lost) { Err(failed("the answer is lost")) } else { Ok(done) }
     }
 
@@ -141,13 +120,13 @@ impl ObjectStore for Faulty {
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         self.ask("upload")?;
-        let inner = self.0.inner.put_multipart_opts(location, options).await?;
+        let inner = self.inner.put_multipart_opts(location, options).await?;
         Ok(Box::new(Upload { inner, faulty: self.clone() }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.ask(if options.head { "head" } else { "get" })?;
-        self.0.inner.get_opts(location, options).await
+        self.inner.get_opts(location, options).await
     }
 
     fn delete_stream(
@@ -155,26 +134,26 @@ impl ObjectStore for Faulty {
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
         match self.ask("delete") {
-            Ok(()) => self.0.inner.delete_stream(locations),
+            Ok(()) => self.inner.delete_stream(locations),
             Err(error) => futures::stream::once(async { Err(error) }).boxed(),
         }
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.ask("list") {
-            Ok(()) => self.0.inner.list(prefix),
+            Ok(()) => self.inner.list(prefix),
             Err(error) => futures::stream::once(async { Err(error) }).boxed(),
         }
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         self.ask("list")?;
-        self.0.inner.list_with_delimiter(prefix).await
+        self.inner.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.ask("copy")?;
-        self.0.inner.copy_opts(from, to, options).await
+        self.inner.copy_opts(from, to, options).await
     }
 }
 

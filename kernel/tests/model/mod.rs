@@ -14,7 +14,7 @@ use kymo_kernel::env::failpoint::{Effect, Failpoints, OnError, Shot};
 use kymo_kernel::env::sim::{Dice, Fault, Operation, Sim};
 use kymo_kernel::ids::{ColumnId, Position, SegmentId, Seq, TableId};
 use kymo_kernel::message::Durability;
-use kymo_kernel::plugin::{PluginDef, PluginVersionDef};
+use kymo_kernel::plugin::PluginDef;
 use kymo_kernel::schema::{
     Column, ColumnKind, FieldType, TableDef, TableName, TableOptions, TableSchema,
 };
@@ -29,11 +29,10 @@ use kymo_kernel::storage::{delete, expire};
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 
-#[path = "../kit/faulty.rs"]
-mod faulty;
 mod rows;
 
-use faulty::Faulty;
+use crate::kit::faulty::{Faulty, Plan};
+use crate::kit::plugin::plugin;
 use rows::{Condition, Content, Event, F1, Row, batch, content, expected, unexpired};
 
 /// Something the store did that it must not do.
@@ -201,7 +200,7 @@ impl Run {
     pub fn in_bucket(seed: u64) -> Run {
         let mut run = Run::new(seed, false);
         let bucket = Faulty::default();
-        bucket.fail_often(seed, 25);
+        *bucket.plan.lock() = Plan { often: Some((Dice::new(seed), 25)), ..Plan::default() };
         kymo_kernel::bucket::register(&format!("model-{seed}"), Arc::new(bucket));
         run.settings.storage.url = format!("memory://model-{seed}/store");
         run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3)];
@@ -464,22 +463,10 @@ impl Run {
                 return Ok(());
             }
         };
-        let version = PluginVersionDef {
-            digest: held.digest(),
-            bytes: held.bytes(),
-            version: "1.0.0".to_owned(),
-            description: String::new(),
-            installed_ns: 0,
-            settings: BTreeMap::new(),
-        };
         let plugin = PluginDef {
             revision: self.plugins.get(&name).map_or(0, |known| known.revision) + 1,
-            active: Some(version.digest),
-            name: name.clone(),
-            versions: vec![version],
-            previous: None,
-            canary: None,
-            suspended: None,
+            active: Some(held.digest()),
+            ..plugin(&name, &[(held.digest(), held.bytes())])
         };
         self.say(|| format!("install {name} {}", held.digest()));
         if self.commit(Op::PutPlugin { plugin: plugin.clone() }) {

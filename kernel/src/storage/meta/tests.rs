@@ -10,6 +10,7 @@ use super::*;
 use crate::alert::{AlertOrigin, ChannelKind, Matcher, Missing, NoData};
 use crate::continuous::{Advance, Cursor, Downsampling, MAX_GONE, Pause};
 use crate::digest::Digest;
+use crate::kit;
 use crate::plugin::{Canary, OnError, PluginVersionDef, Suspension};
 use crate::schema::{Column, ColumnKind, FieldType, TableOptions, TableSchema};
 use crate::user::ScramVerifier;
@@ -486,23 +487,8 @@ fn deletions_are_kept_until_a_target_reflects_them() {
 
 #[test]
 fn a_plugin_in_use_stays_and_a_stale_change_is_refused() {
-    let version = PluginVersionDef {
-        digest: Digest::of(b"1"),
-        bytes: 1,
-        version: "1.0.0".to_owned(),
-        description: String::new(),
-        installed_ns: 0,
-        settings: BTreeMap::new(),
-    };
-    let plugin = PluginDef {
-        name: "p".to_owned(),
-        revision: 1,
-        versions: vec![version],
-        active: Some(Digest::of(b"1")),
-        previous: None,
-        canary: None,
-        suspended: None,
-    };
+    let digest = Digest::of(b"1");
+    let plugin = PluginDef { active: Some(digest), ..kit::plugin::plugin("p", &[(digest, 1)]) };
     let function = FunctionDef {
         name: "f".to_owned(),
         plugin: "p".to_owned(),
