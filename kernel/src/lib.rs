@@ -46,6 +46,7 @@ mod fuzz;
 #[cfg(test)]
 #[path = "../tests/kit"]
 mod kit {
+    pub mod named;
     pub mod plugin;
 }
 #[cfg(test)]

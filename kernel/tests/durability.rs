@@ -13,18 +13,22 @@
 //! nothing: that is counted, too.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
+mod kit {
+    pub mod named;
+}
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use kit::named::{name, record};
 use kymo_kernel::env::Random;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
-use kymo_kernel::ids::{Epoch, PartitionId, Position, TableId};
+use kymo_kernel::ids::{Epoch, PartitionId, Position};
 use kymo_kernel::message::Durability;
 use kymo_kernel::storage::journal::local::LocalLog;
 use kymo_kernel::storage::journal::{Drive, Limits};
-use kymo_kernel::storage::log::{DurableLog, LogWriter, Record, RecordGroup};
+use kymo_kernel::storage::log::{DurableLog, LogWriter, RecordGroup};
 use kymo_kernel::storage::poison::Poison;
 use parking_lot::Mutex;
 
@@ -90,7 +94,7 @@ impl Life {
                 all.lock()[index].answered = Some(clock.monotonic());
             }
         };
-        journal.append(RecordGroup::of(record(index, size)), mode, Box::new(done));
+        journal.append(RecordGroup::of(record(index as u64, size)), mode, Box::new(done));
     }
 
     /// Writes for a while and ends; gives when that was.
@@ -118,7 +122,7 @@ impl Life {
     fn stored(&self) -> usize {
         let log = log(&self.sim);
         let groups = log.read(PartitionId::ONLY, Position::default()).unwrap();
-        let names: Vec<usize> = groups.map(|group| name(&group.unwrap()[0].1)).collect();
+        let names: Vec<usize> = groups.map(|group| name(&group.unwrap()[0].1) as usize).collect();
         let sent = self.sent.lock();
         // Groups that the queue refused have no place in the log.
         let all: Vec<usize> = (0..sent.len()).collect();
@@ -137,32 +141,6 @@ fn lost(life: &Life, end: End) -> (Duration, Vec<Sent>) {
     let stored = life.stored();
     let sent = life.sent.lock();
     (ended, sent[stored..].iter().filter(|each| each.answered.is_some()).copied().collect())
-}
-
-fn record(index: usize, size: usize) -> Record {
-    let mut payload = vec![0x5a; size];
-    payload[..8].copy_from_slice(&(index as u64).to_le_bytes());
-    let payload = Bytes::from(payload);
-    let crc = crc(&payload);
-    let raw_len = u32::try_from(size).unwrap();
-    Record {
-        table: TableId(1),
-        schema_version: 1,
-        raw_len,
-        compressed: false,
-        crc,
-        payload,
-        written_ms: 0,
-    }
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
-}
-
-fn name(record: &Record) -> usize {
-    let bytes: [u8; 8] = record.payload[..8].try_into().unwrap();
-    usize::try_from(u64::from_le_bytes(bytes)).unwrap()
 }
 
 fn bytes(lost: &[Sent]) -> u64 {

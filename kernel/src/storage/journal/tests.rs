@@ -4,14 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::local::LocalLog;
 use super::*;
 use crate::env::sim::{Fault, Operation, Sim};
-use crate::ids::TableId;
-use crate::storage::log::{DurableLog, Record};
+use crate::kit::named::{name, record};
+use crate::storage::log::DurableLog;
 
 const LIMITS: Limits = Limits {
     file_bytes: 4096,
@@ -59,10 +58,7 @@ impl Bench {
         let groups = self.log.read(PartitionId::ONLY, Position::default())?;
         let mut names = Vec::new();
         for group in groups {
-            for (_, record) in group? {
-                let bytes: [u8; 8] = record.payload[..8].try_into().unwrap();
-                names.push(u64::from_le_bytes(bytes));
-            }
+            names.extend(group?.iter().map(|(_, record)| name(record)));
         }
         Ok(names)
     }
@@ -74,23 +70,6 @@ impl Bench {
 
     fn file(&self, number: u64) -> PathBuf {
         PathBuf::from("/wal/0").join(file_name(number))
-    }
-}
-
-fn record(name: u64, size: usize) -> Record {
-    let mut payload = vec![0x5a; size];
-    payload[..8].copy_from_slice(&name.to_le_bytes());
-    let payload = Bytes::from(payload);
-    let crc = crc32c::crc32c(&payload);
-    let raw_len = payload.len() as u32;
-    Record {
-        table: TableId(1),
-        schema_version: 1,
-        raw_len,
-        compressed: false,
-        crc,
-        payload,
-        written_ms: 0,
     }
 }
 
