@@ -63,6 +63,7 @@ pub mod components;
 pub mod conform;
 pub mod delete;
 pub mod expire;
+mod folder;
 pub mod frame;
 pub mod integrity;
 pub mod interner;

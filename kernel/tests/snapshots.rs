@@ -1,13 +1,21 @@
 //! Snapshots: moments of a store that stay in its own folder, as data folders of their own.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod filled;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::{ROOT, Table, open, settings, stored_rows};
+use kit::filled::filled;
+use kit::store::{ROOT, open, settings};
+use kit::stored::stored_rows;
+use kit::table::Table;
 use kymo_kernel::env::sim::{Fault, Operation, Sim};
 use kymo_kernel::storage::Store;
 use kymo_kernel::storage::backup::{Snapshot, Snapshots};
@@ -33,29 +41,18 @@ fn rows(sim: &Sim, folder: &Path) -> u64 {
 }
 
 /// A store with rows in segments and in the journal: 230 in all.
-fn filled(sim: &Sim) -> (Arc<Store>, Table) {
+fn store(sim: &Sim) -> (Arc<Store>, Table) {
     let store = open(sim, &settings()).unwrap();
-    let mut table = Table::create(&store, "a");
-    for round in 0..2 {
-        write(&mut table, round * 10..round * 10 + 10);
-        table.flush().unwrap();
-    }
-    write(&mut table, 20..23);
+    let table = filled(&store, "a", 200, 30);
     (store, table)
-}
-
-fn write(table: &mut Table, writes: std::ops::Range<i64>) {
-    for at in writes {
-        table.append(at * 10, 10).unwrap();
-    }
 }
 
 #[test]
 fn a_snapshot_is_a_moment_whatever_happens_after() {
     let sim = Sim::new(1);
-    let (store, mut table) = filled(&sim);
+    let (store, mut table) = store(&sim);
     let first = take(&sim, &store).unwrap();
-    write(&mut table, 23..30);
+    table.write(230..300);
     table.flush().unwrap();
     let second = take(&sim, &store).unwrap();
     assert_eq!(snapshots(&sim).list().unwrap(), [first.clone(), second.clone()]);
@@ -72,7 +69,7 @@ fn a_snapshot_is_a_moment_whatever_happens_after() {
 #[test]
 fn it_takes_room_for_the_journal_and_the_metadata_only() {
     let sim = Sim::new(2);
-    let (store, mut table) = filled(&sim);
+    let (store, mut table) = store(&sim);
     table.flush().unwrap();
     store.collect_garbage().unwrap();
     let segments: u64 =
@@ -86,11 +83,11 @@ fn it_takes_room_for_the_journal_and_the_metadata_only() {
 #[test]
 fn it_is_a_store_of_its_own() {
     let sim = Sim::new(3);
-    let (store, _table) = filled(&sim);
+    let (store, _table) = store(&sim);
     let taken = take(&sim, &store).unwrap();
     let copy = Store::open_stepped(sim.env(), taken.folder.clone(), &settings()).unwrap();
-    let mut table = kit::reclaim(&copy, "a");
-    write(&mut table, 100..101);
+    let mut table = Table::reclaim(&copy, "a");
+    table.write(1000..1010);
     table.flush().unwrap();
     assert_eq!((stored_rows(&copy, "a"), stored_rows(&store, "a")), (240, 230));
 }
@@ -101,7 +98,7 @@ fn one_that_failed_or_was_cut_off_is_none_and_is_removed_by_the_next() {
     for operation in [Create, Append, Sync, Link, Remove] {
         for (after, cut) in (0..14).flat_map(|after| [(after, false), (after, true)]) {
             let sim = Sim::new(4);
-            let (store, table) = filled(&sim);
+            let (store, table) = store(&sim);
             let whole = take(&sim, &store).unwrap();
             sim.disk.fail_after(operation, after, Fault::Eio);
             let outcome = take(&sim, &store);
@@ -132,7 +129,7 @@ fn one_that_failed_or_was_cut_off_is_none_and_is_removed_by_the_next() {
 #[test]
 fn they_are_bounded_and_can_be_removed() {
     let sim = Sim::new(5);
-    let (store, _table) = filled(&sim);
+    let (store, _table) = store(&sim);
     let taken: Vec<Snapshot> = (0..3).map(|_| take(&sim, &store).unwrap()).collect();
     let error = take(&sim, &store).unwrap_err();
     assert_eq!(error.code(), Code::LimitReached);

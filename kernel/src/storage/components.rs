@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use crate::digest::{Digest, Digester};
 use crate::env::{Disk, DiskFile, Env};
 use crate::error::{Code, Error, Result};
+use crate::storage::folder::entries;
 use crate::storage::meta::Snapshot;
 use crate::storage::segment::store::PARTIAL;
 
@@ -201,13 +202,8 @@ impl Components {
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        match self.disk.list(&self.folder) {
-            Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => {
-                Err(Error::io(format_args!("list folder {}", self.folder.display()), error))
-            }
-        }
+        let entries = entries(&*self.disk, &self.folder)?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 
     fn place(&self, digest: Digest) -> PathBuf {

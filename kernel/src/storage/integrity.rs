@@ -15,13 +15,14 @@
 //! | a segment | writes the rows that verify into a new one |
 //! | a component of a plugin | cannot be made again: the plugin has to be installed once more |
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::ids::PartitionId;
 use crate::storage::backup::refuse_unfinished;
+use crate::storage::folder::entries;
 use crate::storage::meta::Snapshot;
 use crate::storage::owner::refuse_astray;
 use crate::storage::recover::lock;
@@ -149,15 +150,6 @@ fn beside(error: &Error, path: &str) -> String {
 
 /// The names of the files in a folder; none where there is no such folder.
 fn file_names(env: &Env, folder: &Path) -> Result<Vec<String>> {
-    let failed = |error| Error::io(format_args!("list folder {}", folder.display()), error);
-    if !env.disk.exists(folder).map_err(failed)? {
-        return Ok(Vec::new());
-    }
-    let entries = env.disk.list(folder).map_err(failed)?;
+    let entries = entries(&*env.disk, folder)?;
     Ok(entries.into_iter().filter(|entry| !entry.is_dir).map(|entry| entry.name).collect())
-}
-
-/// A path of the store, whose parts are divided by `/`, on this machine.
-fn place(root: &Path, path: &str) -> PathBuf {
-    path.split('/').fold(root.to_owned(), |folder, part| folder.join(part))
 }

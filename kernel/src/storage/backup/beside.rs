@@ -21,6 +21,7 @@ use crate::env::{Disk, Env};
 use crate::error::{Code, Error, Result};
 use crate::observe::metrics;
 use crate::storage::backup::{Object, PIECE, Pinned, Source, UNFINISHED, mark, unmark};
+use crate::storage::folder::{self, entries, place};
 use crate::storage::segment::{LocalSegments, SegmentStore};
 
 /// The folder of all snapshots, below the root of the store.
@@ -38,7 +39,7 @@ pub struct Snapshot {
 /// The snapshots of a store.
 pub struct Snapshots {
     env: Env,
-    files: LocalSegments,
+    root: PathBuf,
     folder: PathBuf,
     most: usize,
     /// One is made or removed at a time.
@@ -50,8 +51,7 @@ impl Snapshots {
     #[must_use]
     pub fn new(env: Env, root: PathBuf, most: usize) -> Snapshots {
         let folder = root.join(FOLDER);
-        let files = LocalSegments::new(env.disk.clone(), root);
-        Snapshots { env, files, folder, most, turn: Mutex::new(()) }
+        Snapshots { env, root, folder, most, turn: Mutex::new(()) }
     }
 
     /// Those that are whole, oldest first. Blocks.
@@ -117,16 +117,12 @@ impl Snapshots {
 
     /// Those that are whole, and the folders of those that are not.
     fn look(&self) -> Result<(Vec<Snapshot>, Vec<PathBuf>)> {
-        let above = &self.folder;
-        let failed = |error| Error::io(format_args!("list folder {}", above.display()), error);
-        let entries = match self.env.disk.list(above) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            listed => listed.map_err(failed)?,
-        };
+        let disk = &*self.env.disk;
         let (mut whole, mut unfinished) = (Vec::new(), Vec::new());
-        for entry in entries.into_iter().filter(|entry| entry.is_dir) {
-            let folder = above.join(&entry.name);
-            let entries = self.env.disk.list(&folder).map_err(failed)?;
+        let found = entries(disk, &self.folder)?;
+        for entry in found.into_iter().filter(|entry| entry.is_dir) {
+            let folder = self.folder.join(&entry.name);
+            let entries = entries(disk, &folder)?;
             // An empty one is what a power cut left before its marker.
             match entries.is_empty() || entries.iter().any(|entry| entry.name == UNFINISHED) {
                 true => unfinished.push(folder),
@@ -145,7 +141,7 @@ impl Snapshots {
         let mut linked = BTreeSet::new();
         for object in &moment.plan().objects {
             object.check()?;
-            let place = copies.place(&object.path);
+            let place = place(folder, &object.path);
             if object.kind.is_shared() && self.link(object, &place)? {
                 linked.extend(place.parent().map(Path::to_owned));
             } else {
@@ -162,7 +158,7 @@ impl Snapshots {
     /// Gives a file a second name; false where its file system does not reach that far, or knows
     /// no such thing.
     fn link(&self, object: &Object, place: &Path) -> Result<bool> {
-        let from = self.files.place(&object.path);
+        let from = folder::place(&self.root, &object.path);
         let link = || {
             let above = place.parent().ok_or(io::ErrorKind::InvalidInput)?;
             self.env.disk.create_dir_all(above)?;

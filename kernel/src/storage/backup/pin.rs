@@ -10,10 +10,11 @@ use crate::observe::metrics;
 use crate::storage::Store;
 use crate::storage::backup::{Kind, Object, Plan, Source, copy_bytes};
 use crate::storage::components::object_path;
+use crate::storage::folder::place;
 use crate::storage::frame::{End, FileReader};
 use crate::storage::journal::files::FileInfo;
 use crate::storage::meta::{Snapshot, codec};
-use crate::storage::segment::{LocalSegments, SegmentBytes};
+use crate::storage::segment::SegmentBytes;
 
 /// How often the metadata is looked at again where it changed meanwhile.
 const ATTEMPTS: usize = 1000;
@@ -68,8 +69,7 @@ impl Pinned {
             return Ok(Reader::Memory(self.metadata.clone()));
         }
         let store = &self.hold.0;
-        let path =
-            LocalSegments::new(store.env.disk.clone(), store.root.clone()).place(&object.path);
+        let path = place(&store.root, &object.path);
         match store.env.disk.open(&path) {
             Ok(file) => Ok(Reader::File(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -11,8 +11,9 @@ use arrow::datatypes::SchemaRef;
 use crate::error::{Code, Error, Result};
 use crate::schema::TableDef;
 use crate::storage::components::{Components, object_path};
+use crate::storage::folder::place;
 use crate::storage::integrity::report::{Finding, Trouble};
-use crate::storage::integrity::{Context, beside, place};
+use crate::storage::integrity::{Context, beside};
 use crate::storage::meta::{SegmentMeta, Snapshot};
 use crate::storage::segment::{LocalSegments, SegmentReader};
 

@@ -19,6 +19,7 @@ use kymo_config::settings::Journal as Settings;
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
 use crate::observe::metrics;
+use crate::storage::folder::entries;
 use crate::storage::journal::files::{FileInfo, Place};
 
 /// The folder, below that of the partition.
@@ -102,11 +103,7 @@ impl Kept {
     /// I/O errors.
     pub fn load(env: &Env, dir: &Path) -> Result<Kept> {
         let folder = dir.join(FOLDER);
-        let failed = |error| Error::io(format_args!("list folder {}", folder.display()), error);
-        if !env.disk.exists(&folder).map_err(failed)? {
-            return Ok(Kept::default());
-        }
-        let entries = env.disk.list(&folder).map_err(failed)?;
+        let entries = entries(&*env.disk, &folder)?;
         let read = |entry: &crate::env::Entry| KeptFile::read(&folder, &entry.name);
         let mut files: Vec<KeptFile> = entries.iter().filter_map(read).collect();
         files.sort_by_key(|file| file.number);

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::env::{DiskFile, Env};
 use crate::error::{Code, Error, Result};
 use crate::ids::{Epoch, PartitionId, Position, Seq};
+use crate::storage::folder::entries;
 use crate::storage::frame::{End, FILE_HEADER, FileHeader, FileReader, frame_header};
 use crate::storage::journal::files::{FileInfo, Files};
 use crate::storage::journal::kept::{Keep, Kept};
@@ -419,12 +420,8 @@ impl<'log> Reader<'log> {
 }
 
 pub(crate) fn list(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let failed = |error| Error::io(format_args!("list folder {}", dir.display()), error);
-    if !env.disk.exists(dir).map_err(failed)? {
-        return Ok(Vec::new());
-    }
     let mut files = Vec::new();
-    for entry in env.disk.list(dir).map_err(failed)? {
+    for entry in entries(&*env.disk, dir)? {
         let number = entry.name.strip_suffix(".log").and_then(|stem| stem.parse::<u64>().ok());
         if let Some(number) = number.filter(|_| !entry.is_dir) {
             files.push((number, dir.join(&entry.name)));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::env::{Disk, DiskFile};
 use crate::error::{Code, Error, Result};
+use crate::storage::folder::{entries, place};
 
 /// The bytes of one segment, readable at random by many at once.
 pub trait SegmentBytes: Send + Sync {
@@ -80,18 +81,12 @@ impl LocalSegments {
     /// # Errors
     /// `io_error`, naming the folder.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let place = self.place(folder);
-        match self.disk.list(&place) {
-            Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(Error::io(format_args!("list folder {}", place.display()), error)),
-        }
+        let entries = entries(&*self.disk, &self.place(folder))?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 
-    /// Where an object lies.
-    #[must_use]
-    pub fn place(&self, path: &str) -> PathBuf {
-        path.split('/').fold(self.root.clone(), |folder, part| folder.join(part))
+    fn place(&self, path: &str) -> PathBuf {
+        place(&self.root, path)
     }
 }
 
