@@ -25,6 +25,30 @@ pub fn exit(outcome: Outcome<()>) -> ExitCode {
     }
 }
 
+/// Which server a bench drives: options that its own are put beside.
+#[derive(Debug, clap::Args)]
+pub struct Access {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:7878")]
+    pub url: String,
+    /// Token to come in with
+    #[arg(long, env = "KYMO_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The server's process, to read of it what the bench takes of the machine
+    #[arg(long)]
+    pub pid: Option<u32>,
+}
+
+impl Access {
+    /// A client of the server.
+    ///
+    /// # Errors
+    /// The client cannot be made.
+    pub fn server(&self) -> Outcome<Server> {
+        Server::new(&self.url, self.token.as_deref())
+    }
+}
+
 /// A client of one server; a connection of its own to each thread that clones it.
 #[derive(Debug, Clone)]
 pub struct Server {

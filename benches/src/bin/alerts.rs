@@ -18,20 +18,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use kymo_benches::server::{Outcome, Server, exit, processor_seconds, quantile, text};
+use kymo_benches::server::{Access, Outcome, exit, processor_seconds, quantile, text};
 
 /// What to do.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:7878")]
-    url: String,
-    /// Token to come in with
-    #[arg(long, env = "KYMO_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-    /// The server's process, to read its processor time of
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    access: Access,
     /// Alert rules
     #[arg(long, default_value_t = 10_000)]
     rules: usize,
@@ -55,19 +48,13 @@ struct Arguments {
     connections: usize,
 }
 
-impl Arguments {
-    fn server(&self) -> Outcome<Server> {
-        Server::new(&self.url, self.token.as_deref())
-    }
-}
-
 fn create_rules(arguments: &Arguments) -> Outcome<()> {
     let next = AtomicUsize::new(0);
     let outcomes: Vec<Outcome<()>> = thread::scope(|scope| {
         let workers: Vec<_> = (0..arguments.connections)
             .map(|_| {
                 scope.spawn(|| {
-                    let server = arguments.server()?;
+                    let server = arguments.access.server()?;
                     loop {
                         let rule = next.fetch_add(1, Ordering::Relaxed);
                         if rule >= arguments.rules {
@@ -93,7 +80,7 @@ fn create_rules(arguments: &Arguments) -> Outcome<()> {
 
 #[expect(clippy::disallowed_methods, reason = "a bench goes by real time")]
 fn drive(arguments: &Arguments) -> Outcome<(usize, Duration)> {
-    let server = arguments.server()?;
+    let server = arguments.access.server()?;
     let step = Duration::from_secs_f64(arguments.batch as f64 / arguments.rows_per_second as f64);
     let began = Instant::now();
     let (mut sent, mut due) = (0, began);
@@ -119,7 +106,7 @@ fn drive(arguments: &Arguments) -> Outcome<(usize, Duration)> {
 
 #[expect(clippy::disallowed_methods, reason = "a bench goes by real time")]
 fn run(arguments: &Arguments) -> Outcome<()> {
-    let server = arguments.server()?;
+    let server = arguments.access.server()?;
     server.sql(
         "CREATE TABLE IF NOT EXISTS bench_cpu (host TEXT TAG, usage DOUBLE, time TIMESTAMP TIME \
          INDEX)",
@@ -135,11 +122,11 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     }
     println!("evaluated after {:.1} s", began.elapsed().as_secs_f64());
     let lag = "kymo_alert_lag_seconds";
-    let (before, cpu) = (server.metrics()?, arguments.pid.and_then(processor_seconds));
+    let (before, cpu) = (server.metrics()?, arguments.access.pid.and_then(processor_seconds));
     let (rows, took) = drive(arguments)?;
     let (after, seconds) = (server.metrics()?, took.as_secs_f64());
     println!("{rows} rows in {seconds:.1} s: {:.0} rows/s", rows as f64 / seconds);
-    if let (Some(before), Some(after)) = (cpu, arguments.pid.and_then(processor_seconds)) {
+    if let (Some(before), Some(after)) = (cpu, arguments.access.pid.and_then(processor_seconds)) {
         println!("processor: {:.0} % of one core", (after - before) / seconds * 100.0);
     }
     for cause in ["commit", "grid"] {

@@ -20,22 +20,15 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use kymo_benches::load::{self, Target};
-use kymo_benches::server::{Outcome, Server, exit, mib, resident};
+use kymo_benches::server::{Access, Outcome, Server, exit, mib, resident};
 use kymo_benches::tsbs::{START_NS, Shape};
 use serde_json::Value;
 
 /// Series, tables and columns by the thousand.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:7878")]
-    url: String,
-    /// Token to come in with
-    #[arg(long, env = "KYMO_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-    /// The server's process, to read its memory of
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    access: Access,
     /// Series to write
     #[arg(long, default_value_t = 1_000_000)]
     series: usize,
@@ -82,8 +75,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
-    let server = Server::new(&arguments.url, arguments.token.as_deref())?;
-    let bench = Bench { arguments, server };
+    let bench = Bench { arguments, server: arguments.access.server()? };
     bench.memory("before");
     for case in &arguments.cases {
         match case {
@@ -102,7 +94,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn memory(&self, when: &str) {
-        if let Some(resident) = self.arguments.pid.and_then(resident) {
+        if let Some(resident) = self.arguments.access.pid.and_then(resident) {
             let (now, peak) = (mib(resident.now), mib(resident.peak));
             println!("{when:<44} {now:>8.0} MiB resident, peak {peak:.0}");
         }
@@ -136,11 +128,12 @@ impl Bench<'_> {
 
     fn series(&self) -> Outcome<()> {
         let (series, points) = (self.arguments.series, self.arguments.points);
+        let access = &self.arguments.access;
         let shape = Shape { steps: points, ..Shape::new(series, 1) };
         let target = Target {
-            url: self.arguments.url.trim_end_matches('/').to_owned(),
+            url: access.url.trim_end_matches('/').to_owned(),
             database: "kymo".to_owned(),
-            authorization: self.arguments.token.as_ref().map(|token| format!("Bearer {token}")),
+            authorization: access.token.as_ref().map(|token| format!("Bearer {token}")),
             connections: self.arguments.connections.max(1),
             batch: self.arguments.batch.max(1),
         };
