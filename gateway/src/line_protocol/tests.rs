@@ -26,6 +26,19 @@ impl Types for Catalog {
     }
 }
 
+/// A catalog with the table `cpu` of these columns.
+fn catalog(columns: &[(&str, ColumnKind, FieldType)], options: TableOptions) -> Catalog {
+    let column = |(id, (name, kind, field_type)): (u32, &(&str, ColumnKind, FieldType))| {
+        Column::new(ColumnId(id), *name, *kind, *field_type)
+    };
+    Catalog(Some(Arc::new(TableDef {
+        id: TableId(1),
+        name: TableName::new("kymo", "cpu"),
+        schema: TableSchema { version: 1, columns: (1..).zip(columns).map(column).collect() },
+        options,
+    })))
+}
+
 const NOW: i64 = 1_700_000_000_123_456_789;
 
 fn options() -> Options {
@@ -260,27 +273,14 @@ fn bytes_that_are_not_utf8_cost_their_line() {
 
 #[test]
 fn types_conflict_within_a_body_and_with_the_catalog() {
-    let column = |id, name: &str, kind, field_type| Column {
-        id: ColumnId(id),
-        name: name.into(),
-        kind,
-        field_type,
-    };
-    let def = TableDef {
-        id: TableId(1),
-        name: TableName::new("kymo", "cpu"),
-        schema: TableSchema {
-            version: 1,
-            columns: vec![
-                column(1, "ts", ColumnKind::Time, FieldType::Timestamp),
-                column(2, "host", ColumnKind::Tag, FieldType::Text),
-                column(3, "v", ColumnKind::Field, FieldType::Float64),
-            ],
-        },
-        options: TableOptions::default(),
-    };
+    let columns = [
+        ("ts", ColumnKind::Time, FieldType::Timestamp),
+        ("host", ColumnKind::Tag, FieldType::Text),
+        ("v", ColumnKind::Field, FieldType::Float64),
+    ];
+    let catalog = catalog(&columns, TableOptions::default());
     let body = b"cpu v=1i\ncpu,host=a v=1\ncpu,v=a x=1\ncpu host=1\ncpu ts=1\nnew v=1i\nnew v=1\n";
-    let parsed = parse(body, &Catalog(Some(Arc::new(def))), &options()).unwrap();
+    let parsed = parse(body, &catalog, &options()).unwrap();
     let bad: Vec<_> = parsed.errors.iter().map(|error| error.line).collect();
     assert_eq!(bad, [1, 3, 4, 5, 7]);
     assert!(parsed.errors.iter().all(|error| error.error.code() == Code::TypeConflict));
@@ -296,28 +296,15 @@ fn types_conflict_within_a_body_and_with_the_catalog() {
 
 #[test]
 fn integers_and_floating_point_meet_where_the_table_says_so() {
-    let column = |id, name: &str, kind, field_type| Column {
-        id: ColumnId(id),
-        name: name.into(),
-        kind,
-        field_type,
-    };
-    let def = TableDef {
-        id: TableId(1),
-        name: TableName::new("kymo", "cpu"),
-        schema: TableSchema {
-            version: 1,
-            columns: vec![
-                column(1, "time", ColumnKind::Time, FieldType::Timestamp),
-                column(2, "v", ColumnKind::Field, FieldType::Float64),
-                column(3, "n", ColumnKind::Field, FieldType::Int64),
-                column(4, "u", ColumnKind::Field, FieldType::UInt64),
-                column(5, "kept", ColumnKind::Field, FieldType::Int64),
-            ],
-        },
-        options: TableOptions { widen_integers: true, ..TableOptions::default() },
-    };
-    let catalog = Catalog(Some(Arc::new(def)));
+    let columns = [
+        ("time", ColumnKind::Time, FieldType::Timestamp),
+        ("v", ColumnKind::Field, FieldType::Float64),
+        ("n", ColumnKind::Field, FieldType::Int64),
+        ("u", ColumnKind::Field, FieldType::UInt64),
+        ("kept", ColumnKind::Field, FieldType::Int64),
+    ];
+    let widening = TableOptions { widen_integers: true, ..TableOptions::default() };
+    let catalog = catalog(&columns, widening);
     let body = b"cpu v=9007199254740992i,n=1i,u=1u 1\ncpu v=9007199254740993i 2\n\
                  cpu n=0.5,u=2u 3\ncpu n=2i,u=-0.5 4\ncpu kept=1i 5\ncpu kept=1.5,v=t 6\n\
                  cpu kept=2i,n=9007199254740993i 7\n";
