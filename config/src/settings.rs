@@ -129,6 +129,14 @@ section! {
         watch_ms: u64 = 1_000,
         /// Whether to go on without rows that may lie in the journal of another server.
         take_over: bool = false,
+        /// The second place for segments: `s3://bucket/prefix`, a path or `file:///path`; empty for
+        /// none.
+        cold_url: String = String::new(),
+        /// How old the newest row of a segment must be before it moves there: a [`crate::Span`],
+        /// `forever` for never.
+        cold_after: String = "forever".to_owned(),
+        /// How often tables are looked at for such segments.
+        cold_interval_ms: u64 = 60_000,
     }
 }
 

@@ -233,6 +233,7 @@ impl Rules<'_> {
             ("storage.cache_bytes", s.storage.cache_bytes),
             ("storage.commit_timeout_ms", s.storage.commit_timeout_ms),
             ("storage.watch_ms", s.storage.watch_ms),
+            ("storage.cold_interval_ms", s.storage.cold_interval_ms),
             ("pg.max_message_bytes", s.pg.max_message_bytes),
             ("pg.max_statements", s.pg.max_statements as u64),
             ("pg.max_statement_bytes", s.pg.max_statement_bytes),
@@ -428,6 +429,31 @@ impl Rules<'_> {
             format!("{} is less than a part may have", s.part_bytes),
             format!("use {MIN_PART} or more"),
         );
+        self.cold(s);
+    }
+
+    fn cold(&mut self, s: &Storage) {
+        let url = &s.cold_url;
+        let bucket = |scheme: &str| url.strip_prefix(scheme).is_some_and(has_bucket);
+        let folder = url.starts_with("file:///") || !url.contains("://");
+        self.need(
+            folder || bucket("s3://") || bucket("memory://"),
+            "storage.cold_url",
+            format!("{url:?} names no place"),
+            "use s3://bucket/prefix, a path or file:///path, or leave it empty",
+        );
+        let key = "storage.cold_after";
+        match s.cold_after.parse::<Span>() {
+            Err(problem) => {
+                self.need(false, key, problem, "use for example 12h, 30d, 8w or forever");
+            }
+            Ok(after) => self.need(
+                after == Span::Forever || !url.is_empty(),
+                key,
+                format!("{:?} is set, but storage.cold_url is not", s.cold_after),
+                "name the place in storage.cold_url, or leave this out",
+            ),
+        }
     }
 
     fn together(&mut self, s: &Settings) {
@@ -556,6 +582,12 @@ mod tests {
             ("storage.secret_access_key", |s| s.storage.access_key_id = "key".into()),
             ("storage.part_bytes", |s| s.storage.part_bytes = 5 << 19),
             ("storage.cache_bytes", |s| s.storage.cache_bytes = 0),
+            ("storage.cold_url", |s| s.storage.cold_url = "ftp://bucket".into()),
+            ("storage.cold_url", |s| s.storage.cold_url = "s3://".into()),
+            ("storage.cold_url", |s| s.storage.cold_url = "file://mnt".into()),
+            ("storage.cold_after", |s| s.storage.cold_after = "30d".into()),
+            ("storage.cold_after", |s| s.storage.cold_after = "a month".into()),
+            ("storage.cold_interval_ms", |s| s.storage.cold_interval_ms = 0),
             ("server.tls_cert", |s| s.server.tls_cert = Some("cert.pem".into())),
             ("server.tls_key", |s| s.server.tls_key = Some("key.pem".into())),
             ("plugins.max_instances", |s| s.plugins.max_instances = 0),

@@ -4,7 +4,8 @@
 //! that never change what they hold ([`FOLDERS`]) lie in the bucket from then on, under the same
 //! relative names; the journal, the lock and scratch files stay where they are. The store does
 //! not know: it publishes files by giving them a name that must be new, which is a create-only
-//! put in a bucket.
+//! put in a bucket. What lies below [`COLD`] is led to a place of its own, a bucket or a folder
+//! of another file system, where `storage.cold_url` names one.
 //!
 //! | file | owns |
 //! |---|---|
@@ -13,7 +14,7 @@
 //! | `cache` | pieces of segments that were read, within a bound |
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -23,13 +24,15 @@ use object_store::memory::InMemory;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use parking_lot::Mutex;
 
-use crate::env::Env;
+use crate::env::mounted::Mounted;
+use crate::env::{Disk, Env};
 use crate::error::{Code, Error, Result};
 
 mod cache;
 mod client;
 mod disk;
 
+use cache::Cache;
 use client::Client;
 use disk::Covers;
 pub use disk::{BucketDisk, SCRATCH};
@@ -37,8 +40,12 @@ pub use disk::{BucketDisk, SCRATCH};
 /// The folders of a store that lie in its bucket.
 pub const FOLDERS: [&str; 3] = ["data", "meta", "plugins"];
 
+/// The folder of a store that leads to its second place for segments, where there is one.
+pub const COLD: &str = "cold";
+
 const S3: &str = "s3://";
 const MEMORY: &str = "memory://";
+const FILE: &str = "file://";
 
 /// Whether a text is an address of a bucket rather than a path.
 #[must_use]
@@ -59,12 +66,27 @@ pub fn is_local(env: &Env, root: &Path) -> Result<bool> {
 }
 
 /// The environment of a store in the folder `root` whose files lie where the settings say. As
-/// it is where they say nothing, or where its disk leads to a bucket already.
+/// it is where they say nothing, or where its disk leads there already.
 ///
 /// # Errors
-/// `invalid_settings` for an address or credentials that cannot be used, and for a folder whose
-/// store is a local one; `io_error`.
+/// `invalid_settings` for an address or credentials that cannot be used, for a folder whose
+/// store is a local one, and as [`attached_cold`]; `io_error`.
 pub fn attached(env: Env, root: &Path, settings: &Storage) -> Result<Env> {
+    let cache = Arc::new(Cache::new(settings.cache_bytes));
+    let env = with_store(env, root, settings, &cache)?;
+    with_cold(env, root, settings, &cache)
+}
+
+/// As [`attached`], but only segments in the second place may lie elsewhere.
+///
+/// # Errors
+/// `invalid_settings` for an address that cannot be used, and where segments of the second place
+/// lie in the folder itself; `io_error`.
+pub fn attached_cold(env: Env, root: &Path, settings: &Storage) -> Result<Env> {
+    with_cold(env, root, settings, &Arc::new(Cache::new(settings.cache_bytes)))
+}
+
+fn with_store(env: Env, root: &Path, settings: &Storage, cache: &Arc<Cache>) -> Result<Env> {
     if settings.url.is_empty() || env.disk.shared().is_some() {
         return Ok(env);
     }
@@ -76,9 +98,50 @@ pub fn attached(env: Env, root: &Path, settings: &Storage) -> Result<Env> {
         ));
     }
     let client = connect(&settings.url, settings, &env)?;
-    let scratch = root.join(SCRATCH);
-    let disk = BucketDisk::new(&env, root, scratch, Covers::Store, client, settings);
+    let (scratch, parts) = (root.join(SCRATCH), settings.part_bytes);
+    let disk = BucketDisk::new(&env, root, scratch, Covers::Store, client, cache, parts);
     Ok(Env { disk: Arc::new(disk), ..env })
+}
+
+fn with_cold(env: Env, root: &Path, settings: &Storage, cache: &Arc<Cache>) -> Result<Env> {
+    let url = settings.cold_url.as_str();
+    if url.is_empty() || env.disk.cold().is_some() {
+        return Ok(env);
+    }
+    refuse_hidden(&env, root, url)?;
+    let disk: Arc<dyn Disk> = if is_address(url) {
+        let client = connect(url, settings, &env)?;
+        let (scratch, parts) = (root.join(SCRATCH), settings.part_bytes);
+        Arc::new(BucketDisk::new(&env, root, scratch, Covers::Cold, client, cache, parts))
+    } else {
+        let place = cold_folder(root, url)?;
+        Arc::new(Mounted::new(env.disk.clone(), root.join(COLD), place.join(COLD), url.to_owned()))
+    };
+    Ok(Env { disk, ..env })
+}
+
+/// Refuses to lead a folder elsewhere that has files.
+fn refuse_hidden(env: &Env, root: &Path, url: &str) -> Result<()> {
+    let folder = root.join(COLD);
+    let failed = |error| Error::io(format_args!("list folder {}", folder.display()), error);
+    if !env.disk.exists(&folder).map_err(failed)?
+        || env.disk.list(&folder).map_err(failed)?.is_empty()
+    {
+        return Ok(());
+    }
+    let what = format!("folder {} holds segments, but storage.cold_url is {url}", folder.display());
+    Err(Error::new(Code::Settings, what)
+        .with_hint("move that folder into the place that storage.cold_url names, or unset it"))
+}
+
+/// The folder that a path or `file://…` names.
+fn cold_folder(root: &Path, url: &str) -> Result<PathBuf> {
+    let place = PathBuf::from(url.strip_prefix(FILE).unwrap_or(url));
+    if place.starts_with(root) || root.starts_with(place.join(COLD)) {
+        let what = format!("storage.cold_url {url} and data folder {} overlap", root.display());
+        return Err(Error::new(Code::Settings, what).with_hint("name a folder beside it"));
+    }
+    Ok(place)
 }
 
 /// The environment of backups at an address: all files below `root` lie there, and those on
@@ -88,7 +151,9 @@ pub fn attached(env: Env, root: &Path, settings: &Storage) -> Result<Env> {
 /// As [`attached`].
 pub fn place(env: Env, root: &Path, scratch: &Path, url: &str, settings: &Storage) -> Result<Env> {
     let client = connect(url, settings, &env)?;
-    let disk = BucketDisk::new(&env, root, scratch.into(), Covers::All, client, settings);
+    let cache = Arc::new(Cache::new(settings.cache_bytes));
+    let (scratch, parts) = (scratch.to_owned(), settings.part_bytes);
+    let disk = BucketDisk::new(&env, root, scratch, Covers::All, client, &cache, parts);
     Ok(Env { disk: Arc::new(disk), ..env })
 }
 

@@ -3,7 +3,7 @@
 //! Everything that keeps data or takes decisions receives an [`Env`] instead of asking the
 //! operating system, so that the same code runs on a real machine ([`real`]) and under a
 //! seed, with a disk that forgets, tears and fills up ([`sim`]). [`failpoint`] makes either disk fail at
-//! a chosen step; [`crate::bucket`] puts some of the files elsewhere.
+//! a chosen step; [`crate::bucket`] and [`mounted`] put some of the files elsewhere.
 
 use std::any::Any;
 use std::future::Future;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod failpoint;
+pub mod mounted;
 pub mod real;
 pub mod sim;
 
@@ -86,6 +87,20 @@ pub trait Disk: Send + Sync + 'static {
     fn shared(&self) -> Option<&dyn Shared> {
         None
     }
+    /// The second place for segments, where there is one.
+    fn cold(&self) -> Option<&dyn Elsewhere> {
+        None
+    }
+}
+
+/// A place beside the folder of a store, in which some of its files lie.
+pub trait Elsewhere {
+    /// Its address, for people and to tell two places apart.
+    fn address(&self) -> &str;
+    /// All files below a folder; none where there is no such folder.
+    fn files_below(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+    /// Whether its folders are made and removed, as those of a file system.
+    fn has_folders(&self) -> bool;
 }
 
 /// A place that other machines reach too: a bucket.
@@ -93,11 +108,7 @@ pub trait Disk: Send + Sync + 'static {
 /// Its files get their content before their name and never change it: one is created and
 /// appended to under a temporary name, which nobody else sees, and published with
 /// [`Disk::link`], which fails where the name exists. Its folders are there without being made.
-pub trait Shared {
-    /// Its address, for people and to tell two places apart.
-    fn address(&self) -> &str;
-    /// All files below a folder.
-    fn files_below(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+pub trait Shared: Elsewhere {
     /// Whether a name that exists is refused to whoever comes second, found out by trying.
     fn is_exclusive(&self, attempt: u64) -> io::Result<bool>;
 }

@@ -8,6 +8,7 @@
 //! | [`sort`], [`merge`], [`overlap`], [`key`] | order by series and time, last write wins |
 //! | [`segment`], [`compact`], [`delete`] | Parquet files, merging them, taking rows out |
 //! | [`expire`] | letting expired rows go |
+//! | [`tier`] | moving old segments to a second place |
 //! | [`version`] | what readers see |
 //! | [`components`] | the bytes of plugins |
 //! | [`recover`], [`collect`], [`poison`] | opening after a crash, deleting files, stopping |
@@ -52,7 +53,7 @@ use crate::storage::log::LogWriter;
 use crate::storage::meta::{Op, SegmentMeta, Snapshot};
 use crate::storage::poison::Poison;
 use crate::storage::segment::write::{Target, flush};
-use crate::storage::version::{Frozen, SegmentFiles, TableState, VersionCell};
+use crate::storage::version::{Frozen, SegmentFiles, SegmentRef, TableState, VersionCell};
 
 pub mod backup;
 pub mod changes;
@@ -85,6 +86,7 @@ pub mod poison;
 pub mod recover;
 pub mod segment;
 pub mod sort;
+pub mod tier;
 pub mod version;
 pub mod width;
 
@@ -249,6 +251,22 @@ impl Store {
     pub fn write_frozen(&self, table: &Arc<TableDef>, frozen: &Frozen) -> Result<Vec<SegmentMeta>> {
         self.poison.check()?;
         flush(&self.target, table, frozen, &CancelToken::default())
+    }
+
+    /// Copies a segment to the second place, durable and verified but named by nothing yet
+    /// ([`tier::run`]). Blocks: belongs on the background pool.
+    ///
+    /// # Errors
+    /// As [`tier::run`]; `storage_unreachable` where the place is not there.
+    pub fn copy_to_cold(
+        &self,
+        segment: &SegmentRef,
+        cancel: &CancelToken,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<SegmentMeta> {
+        self.poison.check()?;
+        tier::place::confirm(&self.env, &self.root)?;
+        tier::run(segment, &self.target, cancel, progress)
     }
 
     /// Changes the metadata, all ops or none, and returns when that is durable. Blocks.

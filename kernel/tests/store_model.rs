@@ -89,6 +89,7 @@ fn agree(begin: &(dyn Fn(u64) -> Run + Sync), usual: u64) {
         seen.pairs,
         seen.flushes,
         seen.merges,
+        seen.moves,
         seen.deletes,
         seen.expiries,
         seen.installs,

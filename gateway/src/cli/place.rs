@@ -33,14 +33,15 @@ impl Config {
     }
 }
 
-/// The outside world of the store in a folder: with its bucket, unless all of it lies there.
+/// The outside world of the store in a folder: with its second place for segments, and with its
+/// bucket unless all else lies there.
 ///
 /// # Errors
 /// A bucket that cannot be used.
 pub fn of_store(folder: &Path, settings: &Settings) -> Result<Env> {
     let env = real::env();
     if bucket::is_local(&env, folder)? {
-        return Ok(env);
+        return bucket::attached_cold(env, folder, &settings.storage);
     }
     bucket::attached(env, folder, &settings.storage)
 }

@@ -21,13 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use kymo_config::settings::Storage;
 use parking_lot::Mutex;
 
-use crate::bucket::FOLDERS;
 use crate::bucket::cache::{Cache, PIECE};
 use crate::bucket::client::Client;
-use crate::env::{Disk, DiskFile, Entry, Env, Random, Shared};
+use crate::bucket::{COLD, FOLDERS};
+use crate::env::{Disk, DiskFile, Elsewhere, Entry, Env, Random, Shared};
 use crate::observe::metrics;
 
 /// The folder of files on their way, below the root of a store.
@@ -44,6 +43,8 @@ const MARK: u64 = 64 << 10;
 pub enum Covers {
     /// The folders of a store that are in [`FOLDERS`].
     Store,
+    /// The folder of a store that is [`COLD`].
+    Cold,
     /// Everything below the root.
     All,
 }
@@ -69,7 +70,8 @@ impl BucketDisk {
         scratch: PathBuf,
         covers: Covers,
         client: Client,
-        settings: &Storage,
+        cache: &Arc<Cache>,
+        part_bytes: u64,
     ) -> BucketDisk {
         BucketDisk {
             local: env.disk.clone(),
@@ -77,8 +79,8 @@ impl BucketDisk {
             root: root.to_owned(),
             covers,
             client: Arc::new(client),
-            cache: Arc::new(Cache::new(settings.cache_bytes)),
-            part_bytes: settings.part_bytes,
+            cache: cache.clone(),
+            part_bytes,
             scratch,
             staged: Mutex::default(),
         }
@@ -91,7 +93,8 @@ impl BucketDisk {
         let covered = match (self.covers, parts.first()) {
             (Covers::All, _) => true,
             (Covers::Store, Some(first)) => FOLDERS.contains(&first.as_ref()),
-            (Covers::Store, None) => false,
+            (Covers::Cold, Some(first)) => first == COLD,
+            (Covers::Store | Covers::Cold, None) => false,
         };
         covered.then(|| parts.join("/"))
     }
@@ -317,11 +320,21 @@ impl Disk for BucketDisk {
     }
 
     fn shared(&self) -> Option<&dyn Shared> {
-        Some(self)
+        match self.covers {
+            Covers::Cold => self.local.shared(),
+            Covers::Store | Covers::All => Some(self),
+        }
+    }
+
+    fn cold(&self) -> Option<&dyn Elsewhere> {
+        match self.covers {
+            Covers::Cold => Some(self),
+            Covers::Store | Covers::All => self.local.cold(),
+        }
     }
 }
 
-impl Shared for BucketDisk {
+impl Elsewhere for BucketDisk {
     fn address(&self) -> &str {
         self.client.address()
     }
@@ -332,6 +345,12 @@ impl Shared for BucketDisk {
         Ok(self.client.walk(&key)?.into_iter().map(place).collect())
     }
 
+    fn has_folders(&self) -> bool {
+        false
+    }
+}
+
+impl Shared for BucketDisk {
     fn is_exclusive(&self, attempt: u64) -> io::Result<bool> {
         let key = format!("meta/probe-{attempt:016x}");
         let mut outcome = Ok(true);

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::env::{Disk, DiskFile, Entry, Env, Shared};
+use crate::env::{Disk, DiskFile, Elsewhere, Entry, Env, Shared};
 use crate::error::{Code, Error, Result};
 
 /// The variable of the environment that a server takes its failpoints from.
@@ -479,7 +479,7 @@ impl State {
         let temporary = name.ends_with(".tmp") || name.ends_with(".partial");
         let place = match (first, second, third) {
             _ if self.holds == Holds::Backups => Place::Backup,
-            (Some("data"), _, _) => Place::Segment,
+            (Some("data" | "cold"), _, _) => Place::Segment,
             (Some("plugins"), _, _) => Place::Component,
             (Some("meta"), Some("log"), Some(_)) => Place::Manifest,
             (Some("meta"), Some("snap"), Some(_)) => Place::Checkpoint,
@@ -584,6 +584,10 @@ impl Disk for Failpoints {
 
     fn shared(&self) -> Option<&dyn Shared> {
         self.disk.shared()
+    }
+
+    fn cold(&self) -> Option<&dyn Elsewhere> {
+        self.disk.cold()
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `data/…`, `plugins/…` | segments and components, named as in the store, shared by all backups |
+//! | `data/…`, `cold/…`, `plugins/…` | segments and components, named as in the store, shared by all backups |
 //! | `backups/<time>/meta/…`, `backups/<time>/wal/…` | what belongs to one backup |
 //! | `backups/<time>/manifest` | all objects with length and SHA-256; written last |
 //!
@@ -63,13 +63,13 @@ impl Kind {
         matches!(self, Kind::Segment | Kind::Component)
     }
 
-    /// The folder below the root of a store that it lies in.
-    fn folder(self) -> &'static str {
+    /// The folders below the root of a store that it may lie in.
+    fn folders(self) -> &'static [&'static str] {
         match self {
-            Kind::Metadata => "meta/",
-            Kind::Journal => "wal/",
-            Kind::Segment => "data/",
-            Kind::Component => "plugins/",
+            Kind::Metadata => &["meta/"],
+            Kind::Journal => &["wal/"],
+            Kind::Segment => &["data/", "cold/"],
+            Kind::Component => &["plugins/"],
         }
     }
 }
@@ -92,7 +92,7 @@ impl Object {
     /// # Errors
     /// `corrupt`, naming the path.
     pub fn check(&self) -> Result<()> {
-        if self.path.starts_with(self.kind.folder()) {
+        if self.kind.folders().iter().any(|folder| self.path.starts_with(folder)) {
             return check_path(&self.path);
         }
         Err(Error::new(Code::Corrupt, format!("{:?} is no path of a store", self.path)))

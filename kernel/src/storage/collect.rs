@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::env::{Env, Shared};
+use crate::bucket::COLD;
+use crate::env::{Elsewhere, Env};
 use crate::error::{Error, Result};
 use crate::storage::meta::{SegmentMeta, Snapshot};
+use crate::storage::tier::place::MARKER;
 use crate::storage::version::SegmentFiles;
 
 /// The folder below the store's root that holds segments.
@@ -91,85 +93,84 @@ fn is_named(head: &Snapshot, segment: &SegmentMeta) -> bool {
     head.table_by_id(segment.table).is_some_and(|table| table.segments.contains_key(&segment.id))
 }
 
-/// Removes every file below the data folder that the metadata does not name, and folders that
-/// become empty. Only for a store that nobody uses yet.
+/// Removes every segment file that the metadata does not name, whole or unfinished, and folders
+/// that become empty. Only for a store that nobody uses yet.
 ///
 /// # Errors
 /// I/O errors of listing; a file that cannot be removed is left and logged.
 pub fn sweep(env: &Env, root: &Path, head: &Snapshot) -> Result<usize> {
-    let named: HashSet<&str> = head
-        .tables
-        .values()
-        .flat_map(|table| table.segments.values())
-        .map(|segment| segment.path.as_str())
-        .collect();
-    let folder = root.join(DATA);
-    let exists = env.disk.exists(&folder).map_err(|error| list_error(&folder, error))?;
-    if !exists {
-        return Ok(0);
+    let segments = head.tables.values().flat_map(|table| table.segments.values());
+    let named = segments.map(|segment| segment.path.as_str()).collect();
+    let mut sweep = Sweep { env, named, removed: 0 };
+    let hot = env.disk.shared().map(|shared| shared as &dyn Elsewhere);
+    sweep.all(root, DATA, hot)?;
+    sweep.all(root, COLD, env.disk.cold())?;
+    if sweep.removed > 0 {
+        let files = sweep.removed;
+        tracing::info!(files, "files of interrupted flushes and merges removed");
     }
-    let mut removed = 0;
-    match env.disk.shared() {
-        Some(shared) => sweep_shared(env, shared, root, &named, &mut removed)?,
-        None => drop(sweep_folder(env, &folder, DATA, &named, &mut removed)?),
-    }
-    if removed > 0 {
-        tracing::info!(files = removed, "files of interrupted flushes and merges removed");
-    }
-    Ok(removed)
+    Ok(sweep.removed)
 }
 
-/// One listing of a bucket has everything, and there are no folders to remove.
-fn sweep_shared(
-    env: &Env,
-    shared: &dyn Shared,
-    root: &Path,
-    named: &HashSet<&str>,
-    removed: &mut usize,
-) -> Result<()> {
-    let folder = root.join(DATA);
-    for path in shared.files_below(&folder).map_err(|error| list_error(&folder, error))? {
-        let parts = path.strip_prefix(root).unwrap_or(&path).iter();
-        let key = parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-        if named.contains(key.as_str()) {
-            continue;
-        }
-        match env.disk.remove(&path) {
-            Ok(()) => *removed += 1,
-            Err(error) => tracing::warn!(object = key, %error, "object could not be removed"),
-        }
-    }
-    Ok(())
+/// A removal of files under way.
+struct Sweep<'a> {
+    env: &'a Env,
+    named: HashSet<&'a str>,
+    removed: usize,
 }
 
-/// Returns whether the folder is empty now.
-fn sweep_folder(
-    env: &Env,
-    folder: &Path,
-    key: &str,
-    named: &HashSet<&str>,
-    removed: &mut usize,
-) -> Result<bool> {
-    let mut left = 0;
-    for entry in env.disk.list(folder).map_err(|error| list_error(folder, error))? {
-        let (path, key) = (folder.join(&entry.name), format!("{key}/{}", entry.name));
-        let gone = if entry.is_dir {
-            sweep_folder(env, &path, &key, named, removed)? && env.disk.remove_dir(&path).is_ok()
-        } else if named.contains(key.as_str()) {
-            false
-        } else {
-            let outcome = env.disk.remove(&path);
-            match &outcome {
-                Ok(()) => *removed += 1,
-                Err(error) => {
-                    tracing::warn!(file = %path.display(), %error, "file could not be removed");
-                }
+impl Sweep<'_> {
+    /// Removes what nothing names below a folder of the store, which may lie elsewhere.
+    fn all(&mut self, root: &Path, key: &str, place: Option<&dyn Elsewhere>) -> Result<()> {
+        let folder = root.join(key);
+        if !self.env.disk.exists(&folder).map_err(|error| list_error(&folder, error))? {
+            return Ok(());
+        }
+        match place.filter(|place| !place.has_folders()) {
+            Some(place) => self.listed(place, root, &folder),
+            None => self.folder(&folder, key).map(drop),
+        }
+    }
+
+    /// One listing of a bucket has everything, and there are no folders to remove.
+    fn listed(&mut self, place: &dyn Elsewhere, root: &Path, folder: &Path) -> Result<()> {
+        for path in place.files_below(folder).map_err(|error| list_error(folder, error))? {
+            let parts = path.strip_prefix(root).unwrap_or(&path).iter();
+            let key = parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+            self.file(&path, &key);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the folder is empty now.
+    fn folder(&mut self, folder: &Path, key: &str) -> Result<bool> {
+        let mut left = 0;
+        for entry in self.env.disk.list(folder).map_err(|error| list_error(folder, error))? {
+            let (path, key) = (folder.join(&entry.name), format!("{key}/{}", entry.name));
+            let gone = if entry.is_dir {
+                self.folder(&path, &key)? && self.env.disk.remove_dir(&path).is_ok()
+            } else {
+                self.file(&path, &key)
+            };
+            left += usize::from(!gone);
+        }
+        Ok(left == 0)
+    }
+
+    /// Removes a file unless it is named or says whose place it is; whether it is gone.
+    fn file(&mut self, path: &Path, key: &str) -> bool {
+        if self.named.contains(key) || key == MARKER {
+            return false;
+        }
+        let outcome = self.env.disk.remove(path);
+        match &outcome {
+            Ok(()) => self.removed += 1,
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "file could not be removed");
             }
-            outcome.is_ok()
-        };
-        left += usize::from(!gone);
+        }
+        outcome.is_ok()
     }
-    Ok(left == 0)
 }
 
 fn list_error(folder: &Path, error: std::io::Error) -> Error {

@@ -58,6 +58,8 @@ pub enum Reason {
     Deleted,
     /// All of their rows had expired.
     Retention,
+    /// They are old, and went to the second place as they are.
+    Cold,
 }
 
 impl Reason {
@@ -71,6 +73,7 @@ impl Reason {
             Reason::Requested => "requested",
             Reason::Deleted => "deleted",
             Reason::Retention => "retention",
+            Reason::Cold => "cold",
         }
     }
 }
@@ -301,6 +304,14 @@ fn settle(segments: &[Arc<SegmentRef>], settings: &Settings) -> Option<Range<usi
         sizes[at] < settings.target_bytes || segments[at].meta().level == 0
     });
     found.into_iter().find(|range| range.len() > 1 || segments[range.start].meta().level == 0)
+}
+
+/// The segments of windows in which nothing is left to merge, however quiet they become; of all
+/// windows where nothing is merged at all.
+pub(super) fn settled(version: &Version, settings: &Settings) -> Vec<Arc<SegmentRef>> {
+    let all = windows(version).into_values();
+    let done = |each: &Vec<_>| !settings.enabled || settle(each, settings).is_none();
+    all.filter(done).flatten().collect()
 }
 
 /// What came of a merge.

@@ -26,6 +26,7 @@ use crate::storage::folder::entries;
 use crate::storage::meta::Snapshot;
 use crate::storage::owner::refuse_astray;
 use crate::storage::recover::lock;
+use crate::storage::tier;
 
 mod journal;
 mod metadata;
@@ -96,6 +97,7 @@ fn survey(env: &Env, root: &Path, progress: &mut dyn FnMut(Progress)) -> Result<
     let metadata = metadata::read(&mut context)?;
     let snapshot = metadata.snapshot.clone();
     if let Some(snapshot) = &snapshot {
+        tier::place::refuse_astray(env, root, snapshot)?;
         describe(&mut context.report, snapshot);
         context.at.total = objects::bytes(snapshot);
     }

@@ -189,7 +189,7 @@ fn astray(root: &Path, what: &str) -> Error {
 }
 
 /// Removes files that never came to have a name in the bucket.
-fn clear_scratch(env: &Env, root: &Path) -> Result<()> {
+pub(super) fn clear_scratch(env: &Env, root: &Path) -> Result<()> {
     let folder = root.join(crate::bucket::SCRATCH);
     let failed = |error| Error::io(format_args!("clear folder {}", folder.display()), error);
     if !env.disk.exists(&folder).map_err(failed)? {
@@ -215,28 +215,39 @@ fn has_records(env: &Env, root: &Path) -> Result<bool> {
     Ok(false)
 }
 
-fn new_id(env: &Env) -> Uuid {
+pub(super) fn new_id(env: &Env) -> Uuid {
     let mut bytes = [0; 16];
     env.random.fill(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 fn read(env: &Env, root: &Path) -> Result<Option<Owner>> {
-    let path = root.join(FILE);
+    read_file(env, &root.join(FILE), decode)
+}
+
+/// Reads a small file of text that was written whole; `None` where there is no such file.
+///
+/// # Errors
+/// `corrupt` naming the file where `decode` does not take it, I/O errors.
+pub(super) fn read_file<T>(
+    env: &Env,
+    path: &Path,
+    decode: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>> {
     let failed = |error| Error::io(format_args!("read {}", path.display()), error);
-    if !env.disk.exists(&path).map_err(failed)? {
+    if !env.disk.exists(path).map_err(failed)? {
         return Ok(None);
     }
     let read = || {
-        let file = env.disk.open_to_read(&path)?;
+        let file = env.disk.open_to_read(path)?;
         let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
         let count = file.read_at(&mut bytes, 0)?;
         bytes.truncate(count);
         Ok(bytes)
     };
     let bytes = read().map_err(failed)?;
-    let owner = std::str::from_utf8(&bytes).ok().and_then(decode);
-    owner.map(Some).ok_or_else(|| {
+    let read = std::str::from_utf8(&bytes).ok().and_then(decode);
+    read.map(Some).ok_or_else(|| {
         Error::new(Code::Corrupt, format!("{} does not verify", path.display()))
             .with_hint("restore the file from a copy of the folder")
     })
@@ -262,16 +273,23 @@ fn encode(owner: &Owner) -> String {
     format!("{MAGIC}\n{}\n{}\n{state}\n", owner.id, owner.address)
 }
 
-/// Writes the file anew, whole or not at all.
 fn write(env: &Env, root: &Path, owner: &Owner) -> Result<()> {
-    let (path, new) = (root.join(FILE), root.join(format!("{FILE}.new")));
+    write_file(env, root, FILE, &encode(owner))
+}
+
+/// Writes a small file anew, whole or not at all.
+///
+/// # Errors
+/// I/O errors.
+pub(super) fn write_file(env: &Env, root: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, new) = (root.join(name), root.join(format!("{name}.new")));
     let disk = &env.disk;
     let write = || {
         if disk.exists(&new)? {
             disk.remove(&new)?;
         }
         let mut file = disk.create(&new)?;
-        file.append(encode(owner).as_bytes())?;
+        file.append(text.as_bytes())?;
         file.sync()?;
         disk.rename(&new, &path)?;
         disk.sync_dir(root)

@@ -9,7 +9,7 @@
 //! did not come to their commit) are removed.
 //!
 //! Where the files lie in a bucket, the folder's claim to them ([`owner`]) comes between the
-//! metadata and the new epoch.
+//! metadata and the new epoch, and so does the claim to a second place for segments ([`place`]).
 //!
 //! Opening twice gives the same store: nothing is changed before it can be repeated.
 
@@ -40,6 +40,7 @@ use crate::storage::owner::{self, Owner};
 use crate::storage::poison::Poison;
 use crate::storage::segment::LocalSegments;
 use crate::storage::segment::write::{Target, flush};
+use crate::storage::tier::place;
 use crate::storage::version::{SegmentFiles, TableState};
 use crate::storage::{Store, Tables, backup, collect, trim_log};
 
@@ -86,6 +87,7 @@ pub(super) fn open(
     let meta = LocalMetaLog::open(env.clone(), &root.join("meta"))?;
     let found = meta.head()?;
     let owner = owner::claim(&env, &root, &found, settings.storage.take_over)?;
+    place::claim(&env, &root, &found)?;
     let (head, author) = take(&meta, found, &env, settings, owner.as_ref())?;
     let epoch = author.epoch;
     let files = SegmentFiles::new(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kymo_config::Settings;
+use kymo_config::settings::Compaction;
 use kymo_kernel::cancel::CancelToken;
 use kymo_kernel::digest::Digest;
 use kymo_kernel::env::Env;
@@ -25,7 +26,7 @@ use kymo_kernel::storage::meta::retention::{RetentionOf, expired_upto};
 use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::storage::segment::TagFilter;
 use kymo_kernel::storage::version::{TableState, Version};
-use kymo_kernel::storage::{delete, expire};
+use kymo_kernel::storage::{delete, expire, tier};
 use kymo_kernel::{Code, Error, Result};
 use parking_lot::Mutex;
 
@@ -83,6 +84,7 @@ pub struct Coverage {
     pub pairs: usize,
     pub flushes: usize,
     pub merges: usize,
+    pub moves: usize,
     pub deletes: usize,
     pub expiries: usize,
     pub installs: usize,
@@ -99,6 +101,7 @@ impl std::ops::AddAssign for Coverage {
         self.pairs += other.pairs;
         self.flushes += other.flushes;
         self.merges += other.merges;
+        self.moves += other.moves;
         self.deletes += other.deletes;
         self.expiries += other.expiries;
         self.installs += other.installs;
@@ -173,6 +176,9 @@ impl Run {
         }
         settings.compaction.grace_ms = 1000;
         settings.compaction.min_segments = 2;
+        if seed % 3 == 1 {
+            settings.storage.cold_url = "/second".to_owned();
+        }
         Run {
             coverage: Coverage::default(),
             seed,
@@ -203,6 +209,9 @@ impl Run {
         *bucket.plan.lock() = Plan { often: Some((Dice::new(seed), 25)), ..Plan::default() };
         kymo_kernel::bucket::register(&format!("model-{seed}"), Arc::new(bucket));
         run.settings.storage.url = format!("memory://model-{seed}/store");
+        if seed % 3 == 0 {
+            run.settings.storage.cold_url = format!("memory://model-{seed}/second");
+        }
         run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3)];
         run.settings.storage.cache_bytes = [1, 1 << 30][run.dice.below(2)];
         run
@@ -303,7 +312,8 @@ impl Run {
             return self.crash_or_kill();
         }
         match self.dice.below(100) {
-            0..42 => self.append(),
+            0..40 => self.append(),
+            40..42 => self.relocate(),
             42..44 => self.install(),
             44..45 => self.drop_plugin(),
             45..60 => self.step(),
@@ -754,6 +764,36 @@ impl Run {
             return broken(format!("replaced: {error}"));
         }
         self.coverage.merges += 1;
+        Ok(())
+    }
+
+    /// Moves a segment to the second place, whatever its age.
+    fn relocate(&mut self) -> Result<(), Violation> {
+        let Some(def) = self.pick_table() else { return Ok(()) };
+        let Some(state) = self.states.get(&def.id) else { return Ok(()) };
+        let version = state.cell().load();
+        // Whether a merge would come first is not what is tested here.
+        let merging = Compaction { enabled: false, ..self.settings.compaction.clone() };
+        let Some(segment) = tier::pick(&version, &merging, i64::MAX, &|_| true) else {
+            return Ok(());
+        };
+        self.say(|| format!("move {segment:?} of {}", def.name));
+        let moved = self.store().copy_to_cold(&segment, &CancelToken::default(), &mut |_| {});
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(error) => return self.gave_up(&error),
+        };
+        let inputs = vec![segment.meta().id];
+        let outputs = vec![moved.clone()];
+        if !self.commit(Op::Replace { table: def.id, inputs: inputs.clone(), outputs }) {
+            return Ok(());
+        }
+        if let Some(state) = self.states.get_mut(&def.id)
+            && let Err(error) = state.replaced(&inputs, [Arc::new(moved)])
+        {
+            return broken(format!("moved: {error}"));
+        }
+        self.coverage.moves += 1;
         Ok(())
     }
 

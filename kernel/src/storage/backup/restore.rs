@@ -1,5 +1,5 @@
-//! Making a store of a backup, in a folder that is empty, and a bucket that is where the settings
-//! name one.
+//! Making a store of a backup, in a folder that is empty, and in a bucket and a second place for
+//! segments that are, where the settings name them.
 //!
 //! Every object is hashed on its way and gets its name only if it is what the manifest says.
 //! Until everything is there a marker stands in the folder, and no server opens it.
@@ -121,6 +121,16 @@ fn choose(vault: &dyn Vault, name: Option<&str>) -> Result<Manifest> {
 }
 
 fn refuse_used(env: &Env, root: &Path) -> Result<()> {
+    if let Some(cold) = env.disk.cold() {
+        let there = cold.files_below(&root.join(bucket::COLD));
+        let there =
+            there.map_err(|error| Error::io(format_args!("list {}", cold.address()), error))?;
+        if !there.is_empty() {
+            let what = format!("{} holds segments", cold.address());
+            return Err(Error::new(Code::InvalidInput, what)
+                .with_hint("name an empty folder or a new prefix in storage.cold_url"));
+        }
+    }
     if let Some(shared) = env.disk.shared() {
         for folder in bucket::FOLDERS {
             let there = shared.files_below(&root.join(folder));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+use crate::bucket::COLD;
 use crate::error::{Code, Error, Result};
 use crate::schema::TableDef;
 use crate::storage::components::{Components, object_path};
@@ -16,6 +17,7 @@ use crate::storage::integrity::report::{Finding, Trouble};
 use crate::storage::integrity::{Context, beside};
 use crate::storage::meta::{SegmentMeta, Snapshot};
 use crate::storage::segment::{LocalSegments, SegmentReader};
+use crate::storage::tier::place::MARKER;
 
 /// Rows that are read at a time from a damaged segment: what one damaged place costs at least.
 const PIECE_ROWS: usize = 1024;
@@ -144,7 +146,8 @@ pub(super) fn strays(context: &mut Context<'_>, snapshot: &Snapshot) -> Result<(
     let mut named: HashSet<String> = segments.map(|segment| segment.path.clone()).collect();
     let versions = snapshot.plugins.values().flat_map(|plugin| &plugin.versions);
     named.extend(versions.map(|version| object_path(version.digest)));
-    for folder in ["data", "plugins"] {
+    named.insert(MARKER.to_owned());
+    for folder in ["data", COLD, "plugins"] {
         let path = context.root.join(folder);
         if context.env.disk.exists(&path).unwrap_or(false) {
             walk(context, &path, folder, &named)?;
