@@ -31,6 +31,7 @@ use crate::ingest::transform::Transforms;
 use crate::keeper::Keeper;
 use crate::memory::Memory;
 use crate::memory::pressure::Pressure;
+use crate::mover::Mover;
 use crate::retention::Retention;
 use crate::writer::{self, Writers};
 
@@ -68,7 +69,7 @@ struct Inner {
 }
 
 /// Those that work on their own account.
-type Background = (Running<Compactor>, Running<Keeper>, Running<Retention>);
+type Background = (Running<Compactor>, Running<Keeper>, Running<Retention>, Running<Mover>);
 
 /// What those who exchange segments share.
 type Exchange = (Arc<Store>, Writers, Arc<History>);
@@ -135,6 +136,7 @@ impl Engine {
         let compact = compactor.port(Budget { wait: DDL_WAIT, ..Budget::count(COMPACTIONS) });
         let keeper = start_keeper(supervisor, settings, &store, &writers);
         let retention = start_retention(supervisor, settings, &context);
+        let mover = start_mover(supervisor, settings, env, &context);
         Ok(Engine(Arc::new(Inner {
             store,
             writers,
@@ -150,7 +152,7 @@ impl Engine {
             stop_deletions,
             transforms,
             running: Mutex::new(Some((feed, catalog, ingest, deleter))),
-            background: Mutex::new(Some((compactor, keeper, retention))),
+            background: Mutex::new(Some((compactor, keeper, retention, mover))),
         })))
     }
 
@@ -356,6 +358,19 @@ fn start_retention(
         let (store, writers, history) = context.clone();
         Retention::new(store, writers, interval, history)
     })
+}
+
+fn start_mover(
+    supervisor: &Supervisor,
+    settings: &Settings,
+    env: &Env,
+    context: &Exchange,
+) -> Running<Mover> {
+    let (context, settings) = (context.clone(), settings.clone());
+    let (pools, clock) = (supervisor.pools().clone(), env.clock.clone());
+    let spec = Spec::new("mover", "mover").restart(Restart::BACKGROUND);
+    supervisor
+        .start(spec, move || Mover::new(context.clone(), &settings, (pools.clone(), clock.clone())))
 }
 
 fn start_keeper(

@@ -4,7 +4,8 @@
 //! side: [`ingest`] checks rows with the help of the [`catalog`], a [`writer`] per table makes
 //! them durable and visible, the [`feed`] tells who follows, the [`flusher`] and the
 //! [`compactor`] turn them into segments, the [`deleter`] takes rows out again,
-//! [`retention`] lets expired ones go, the [`keeper`] cleans up, and [`memory`] keeps the
+//! [`retention`] lets expired ones go, the [`mover`] takes old ones to a second place, the
+//! [`keeper`] cleans up, and [`memory`] keeps the
 //! account. [`live`] pushes what is committed to subscribers, [`continuous`] keeps tables of
 //! results up to date, [`alert`] evaluates rules, and [`notify`] carries what they say to
 //! people. [`plugin_manager`] keeps plugins. [`backup`] pins moments of the store for those who
@@ -28,6 +29,7 @@ pub mod keeper;
 mod kit;
 pub mod live;
 pub mod memory;
+pub mod mover;
 pub mod notify;
 pub mod plugin_manager;
 pub mod plugin_types;

@@ -134,6 +134,11 @@ fn settings(dice: &mut Dice) -> Settings {
     settings.compaction.quiet_ms = 1000;
     settings.compaction.grace_ms = 500;
     settings.retention.interval_ms = 5000;
+    if dice.coin() {
+        settings.storage.cold_url = "/second".to_owned();
+        settings.storage.cold_after = "1s".to_owned();
+        settings.storage.cold_interval_ms = 300;
+    }
     settings.continuous.delay_ms = 100;
     settings.continuous.cursor_ms = 300;
     settings.continuous.check_ms = 200;

@@ -4,6 +4,7 @@
 use kymo_kernel::Result;
 use kymo_kernel::observe;
 use kymo_kernel::storage::StoreStats;
+use kymo_kernel::storage::tier::Tier;
 use serde_json::{Value, json};
 
 use super::System;
@@ -70,11 +71,18 @@ impl System {
         let gauges = &observe::metrics().store;
         let catalog = self.catalog();
         let segments = catalog.tables.values().flat_map(|table| table.segments.values());
-        let (count, bytes) =
-            segments.fold((0, 0), |(count, bytes), each| (count + 1, bytes + each.bytes));
+        // Hot and cold: how many, and their bytes.
+        let mut tiers = [(0, 0); 2];
+        for segment in segments {
+            let (count, bytes) = &mut tiers[usize::from(Tier::of(segment) == Tier::Cold)];
+            (*count, *bytes) = (*count + 1, *bytes + segment.bytes);
+        }
+        let [hot, cold] = tiers;
         gauges.memtable_bytes.set(signed(self.0.engine.memory().total()));
-        gauges.segments.set(count);
-        gauges.segment_bytes.set(signed(bytes));
+        gauges.segments.set(hot.0 + cold.0);
+        gauges.segment_bytes.set(signed(hot.1 + cold.1));
+        gauges.cold_segments.set(cold.0);
+        gauges.cold_bytes.set(signed(cold.1));
         gauges.tables.set(signed(catalog.tables.len() as u64));
         gauges.metadata_version.set(signed(catalog.version.0));
         self.0.channels.count();

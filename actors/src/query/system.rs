@@ -20,6 +20,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use kymo_config::Settings;
 use kymo_kernel::message::{Compaction, SessionContext};
 use kymo_kernel::schema::{SYSTEM_SCHEMA, time_type};
+use kymo_kernel::storage::tier::Tier;
 
 use super::Tables;
 use super::allow::{HIDDEN, sees};
@@ -349,6 +350,7 @@ static TABLES: &[SystemTable] = &[
             ("level", Kind::Number),
             ("first_time", Kind::Time),
             ("last_time", Kind::Time),
+            ("tier", Kind::Text),
         ],
         rows: segments,
     },
@@ -535,6 +537,7 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
                 number(u64::from(segment.level)),
                 Cell::Time(segment.time.first),
                 Cell::Time(segment.time.last),
+                Cell::Text(Tier::of(segment).as_str().to_owned()),
             ]);
         }
     }
@@ -542,7 +545,7 @@ fn segments(inspector: &Inspector, _: &SessionContext) -> Vec<Vec<Cell>> {
 }
 
 /// Settings that tell about the machine and its accounts: for administrators only.
-const GUARDED: [&str; 9] = [
+const GUARDED: [&str; 10] = [
     "alerts.channels.",
     "alerts.rules_dir",
     "auth.",
@@ -550,6 +553,7 @@ const GUARDED: [&str; 9] = [
     "server.data_dir",
     "server.tls_",
     "storage.access_key_id",
+    "storage.cold_url",
     "storage.endpoint",
     "storage.url",
 ];

@@ -120,6 +120,10 @@ families! {
         segments: IntGauge = "kymo_store_segments",
         /// Bytes of those segments.
         segment_bytes: IntGauge = "kymo_store_segment_bytes",
+        /// Segments in the second place, of those.
+        cold_segments: IntGauge = "kymo_store_cold_segments",
+        /// Bytes of the segments in the second place.
+        cold_bytes: IntGauge = "kymo_store_cold_bytes",
         /// Tables.
         tables: IntGauge = "kymo_store_tables",
         /// Number of the last metadata edit.
@@ -160,6 +164,14 @@ families! {
         expired_segments: IntCounter = "kymo_store_expired_segments_total",
         /// Bytes of those segments.
         expired_bytes: IntCounter = "kymo_store_expired_bytes_total",
+        /// Segments that moved to the second place.
+        moves: IntCounter = "kymo_store_moves_total",
+        /// Moves that failed; the segment stayed where it was.
+        move_failures: IntCounter = "kymo_store_move_failures_total",
+        /// Bytes of segments that moved.
+        moved_bytes: IntCounter = "kymo_store_moved_bytes_total",
+        /// Time of a move, from copying to commit.
+        move_seconds: Histogram = "kymo_store_move_seconds" buckets SLOW,
         /// Files deleted because nothing named them any more.
         deleted_files: IntCounter = "kymo_store_deleted_files_total",
         /// Backups for whose sake no file is deleted.
