@@ -2,7 +2,12 @@
 //! belongs together.
 #![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
-mod kit;
+mod kit {
+    pub mod faulty;
+    pub mod store;
+    pub mod stored;
+    pub mod table;
+}
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +15,9 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use kit::faulty::{Fault, Faulty};
-use kit::{ROOT, Table, open, reclaim, settings, stored_rows};
+use kit::store::{ROOT, files, open, settings};
+use kit::stored::stored_rows;
+use kit::table::Table;
 use kymo_config::Settings;
 use kymo_config::settings::Compaction;
 use kymo_kernel::bucket::{self, register};
@@ -19,7 +26,7 @@ use kymo_kernel::env::Env;
 use kymo_kernel::env::sim::{Fault as DiskFault, Operation, Sim};
 use kymo_kernel::ids::TimeRange;
 use kymo_kernel::storage::Store;
-use kymo_kernel::storage::backup::{self, Object, Pinned, Source};
+use kymo_kernel::storage::backup::{self, Snapshots};
 use kymo_kernel::storage::meta::{Op, SegmentMeta};
 use kymo_kernel::storage::segment::{LocalSegments, Scan, TagFilter};
 use kymo_kernel::storage::tier::{self, Tier, place};
@@ -53,13 +60,12 @@ fn refused(outcome: Result<Arc<Store>>) -> Error {
 
 /// The paths of segments on the simulated disk below a folder.
 fn parquet(sim: &Sim, folder: &str) -> Vec<String> {
-    let files = sim.disk.files().into_iter().filter(|path| path.starts_with(folder));
-    let names = files.map(|path| path.display().to_string());
+    let names = files(sim, folder).into_iter().map(|path| path.display().to_string());
     names.filter(|name| name.contains(".parquet")).collect()
 }
 
 fn objects(faulty: &Faulty) -> Vec<String> {
-    let listed = faulty.inner().list(None).map_ok(|it| it.location.to_string());
+    let listed = faulty.inner.list(None).map_ok(|it| it.location.to_string());
     let mut keys: Vec<String> = futures::executor::block_on(listed.try_collect()).unwrap();
     keys.sort();
     keys
@@ -132,7 +138,7 @@ fn a_segment_moves_and_is_read_and_the_original_is_collected_when_nobody_reads_i
     drop((table, store));
     sim.disk.crash(3);
     let store = open(&sim, &settings).unwrap();
-    let table = reclaim(&store, "t");
+    let table = Table::reclaim(&store, "t");
     assert_eq!((tiers(&table), rows_read(&table)), (vec![Tier::Cold], vec![10]));
 }
 
@@ -159,7 +165,7 @@ fn a_crash_at_any_step_leaves_the_segment_in_one_place_and_no_garbage() {
             drop((table, store));
             sim.disk.crash(seed + 10);
             let store = open(&sim, &settings).unwrap();
-            let table = reclaim(&store, "t");
+            let table = Table::reclaim(&store, "t");
             let tier = if step == 2 { Tier::Cold } else { Tier::Hot };
             assert_eq!((tiers(&table), rows_read(&table)), (vec![tier], vec![10]), "step {step}");
             let hot = parquet(&sim, "/store/data").len();
@@ -192,19 +198,19 @@ fn a_place_that_does_not_answer_or_is_full_costs_nothing_but_the_move() {
     let sim = Sim::new(1);
     let store = open(&sim, &settings).unwrap();
     let mut table = flushed(&store);
-    faulty.set_down(true);
+    faulty.plan.lock().down = true;
     let error = relocate(&mut table).unwrap_err();
     assert!(error.code() == Code::Unreachable && matches!(error.retry(), Retry::After(_)));
     assert_eq!((tiers(&table), rows_read(&table)), (vec![Tier::Hot], vec![10]));
     table.append(10, 5).unwrap();
     table.flush().unwrap();
-    faulty.set_down(false);
+    faulty.plan.lock().down = false;
     for fault in [Fault::Lost, Fault::Refused, Fault::Conflict] {
-        faulty.next(fault);
+        faulty.plan.lock().puts.push_back(fault);
     }
     relocate(&mut table).unwrap();
     assert!(store.poisoned().is_none());
-    faulty.set_down(true);
+    faulty.plan.lock().down = true;
     table.append(20, 5).unwrap();
     table.flush().unwrap();
     drop((table, store));
@@ -235,7 +241,7 @@ fn a_file_system_that_is_gone_is_noticed() {
     assert!(error.hint().is_some_and(|hint| hint.contains("/store/COLD")), "{error:?}");
     env.disk.remove(&Path::new(ROOT).join(place::FILE)).unwrap();
     let store = open(&sim, &settings).unwrap();
-    relocate(&mut reclaim(&store, "t")).unwrap();
+    relocate(&mut Table::reclaim(&store, "t")).unwrap();
 }
 
 #[test]
@@ -245,7 +251,7 @@ fn a_store_without_its_cold_segments_is_refused() {
     let mut table = flushed(&store);
     relocate(&mut table).unwrap();
     drop((table, store));
-    let unset = kit::settings();
+    let unset = kit::store::settings();
     let error = refused(open(&sim, &unset));
     assert_eq!(error.code(), Code::Settings);
     assert!(error.message().contains(PLACE) && error.message().contains("storage.cold_url"));
@@ -292,8 +298,8 @@ fn a_place_is_moved_by_moving_its_files() {
         env.disk.rename(&from, &to).unwrap();
     };
     carry(&format!("{PLACE}/{}", moved.path), &format!("{ROOT}/{}", moved.path));
-    let unset = kit::settings();
-    assert_eq!(rows_read(&reclaim(&open(&sim, &unset).unwrap(), "t")), [10]);
+    let unset = kit::store::settings();
+    assert_eq!(rows_read(&Table::reclaim(&open(&sim, &unset).unwrap(), "t")), [10]);
     let hidden = refused(open(&sim, &settings));
     assert!(hidden.message().contains("/store/cold holds segments"), "{hidden:?}");
     // And into another place.
@@ -304,7 +310,7 @@ fn a_place_is_moved_by_moving_its_files() {
     }
     let mut other = settings.clone();
     other.storage.cold_url = "file:///mnt/other".to_owned();
-    assert_eq!(rows_read(&reclaim(&open(&sim, &other).unwrap(), "t")), [10]);
+    assert_eq!(rows_read(&Table::reclaim(&open(&sim, &other).unwrap(), "t")), [10]);
 }
 
 #[test]
@@ -352,17 +358,6 @@ fn deletions_merges_and_retention_take_cold_segments() {
     assert!(parquet(&sim, PLACE).is_empty() && parquet(&sim, ROOT).is_empty());
 }
 
-/// What a server does for a backup, without the network.
-struct Direct<'a>(&'a Pinned);
-
-impl Source for Direct<'_> {
-    fn read(&self, object: &Object, to: &mut dyn std::io::Write) -> Result<()> {
-        let mut bytes = vec![0; object.bytes as usize];
-        let count = self.0.open(object)?.read_at(&mut bytes, 0)?;
-        to.write_all(&bytes[..count]).map_err(|error| Error::io("write", error))
-    }
-}
-
 #[test]
 fn backups_hold_cold_segments_and_are_restored_with_and_without_a_second_place() {
     let (_faulty, settings) = with_bucket("cold-backup");
@@ -373,21 +368,38 @@ fn backups_hold_cold_segments_and_are_restored_with_and_without_a_second_place()
     table.append(10, 5).unwrap();
     let vault = LocalSegments::new(sim.disk.clone(), "/backups".into());
     let pinned = store.pin().unwrap();
-    backup::keep(pinned.plan(), &Direct(&pinned), &vault, &mut |_| {}).unwrap();
+    backup::keep(pinned.plan(), &pinned, &vault, &mut |_| {}).unwrap();
     backup::verify(&vault, None, &mut |_| {}).unwrap();
     let restore = |settings: &Settings, root: &str| {
         let env = bucket::attached(sim.env(), Path::new(root), &settings.storage).unwrap();
         backup::restore(&vault, None, &env, Path::new(root), &mut |_| {})?;
         Store::open_stepped(sim.env(), root.into(), settings)
     };
-    let copy = restore(&kit::settings(), "/plain").unwrap();
+    let copy = restore(&kit::store::settings(), "/plain").unwrap();
     assert_eq!(stored_rows(&copy, "t"), 15);
-    assert_eq!(tiers(&reclaim(&copy, "t")), [Tier::Cold]);
+    assert_eq!(tiers(&Table::reclaim(&copy, "t")), [Tier::Cold]);
     assert_eq!(parquet(&sim, "/plain/cold").len(), 1);
     let copy = restore(&with_folder(), "/copy").unwrap();
     assert_eq!((stored_rows(&copy, "t"), parquet(&sim, PLACE).len()), (15, 1));
     let error = refused(restore(&with_folder(), "/again"));
     assert_eq!(error.code(), Code::InvalidInput, "{error:?}");
+}
+
+#[test]
+fn snapshots_have_copies_of_cold_segments() {
+    for settings in [with_folder(), with_bucket("cold-snapshot").1] {
+        let sim = Sim::new(1);
+        let store = open(&sim, &settings).unwrap();
+        let mut table = flushed(&store);
+        relocate(&mut table).unwrap();
+        table.append(10, 5).unwrap();
+        let env = bucket::attached(sim.env(), Path::new(ROOT), &settings.storage).unwrap();
+        let taken = Snapshots::new(env, ROOT.into(), 1).take(&store.pin().unwrap()).unwrap();
+        let copy = Store::open_stepped(sim.env(), taken.folder, &kit::store::settings()).unwrap();
+        let table = Table::reclaim(&copy, "t");
+        assert_eq!((stored_rows(&copy, "t"), tiers(&table)), (15, vec![Tier::Cold]));
+        assert_eq!(rows_read(&table), [10]);
+    }
 }
 
 #[test]
@@ -431,6 +443,6 @@ fn a_store_in_a_bucket_has_its_second_place_too() {
     drop((table, store));
     // Another data folder takes the bucket, and the second place with it.
     let store = Store::open_stepped(sim.env(), "/next".into(), &settings).unwrap();
-    let table = reclaim(&store, "t");
+    let table = Table::reclaim(&store, "t");
     assert_eq!((tiers(&table), rows_read(&table)), (vec![Tier::Cold], vec![10]));
 }

@@ -259,9 +259,10 @@ impl Disk for BucketDisk {
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        match self.key(to) {
-            None => self.local.link(from, to),
-            Some(key) => self.publish(from, &key, true),
+        match (self.key(from), self.key(to)) {
+            (_, Some(key)) => self.publish(from, &key, true),
+            (Some(_), None) => Err(ErrorKind::CrossesDevices.into()),
+            (None, None) => self.local.link(from, to),
         }
     }
 

@@ -67,6 +67,19 @@ pub trait MetaLog: Send + Sync {
     /// `corrupt` naming the file; I/O errors.
     fn after(&self, version: MetaVersion) -> Result<Option<Vec<Edit>>>;
 
+    /// The newest version, without reading it.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn newest(&self) -> Result<MetaVersion>;
+
+    /// Takes an edit back that came to lie in the past, where everybody had forgotten what was
+    /// there: nobody reads it.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn withdraw(&self, version: MetaVersion) -> Result<()>;
+
     /// Lets the log forget the edits up to this snapshot's version.
     ///
     /// # Errors
@@ -191,9 +204,10 @@ impl LocalMetaLog {
     }
 }
 
-impl MetaLog for LocalMetaLog {
-    fn head(&self) -> Result<Arc<Snapshot>> {
-        let mut snapshot = match self.numbered(&self.snap, "")?.pop() {
+impl LocalMetaLog {
+    /// The newest checkpoint, and what came after it.
+    fn head_from(&self, checkpoint: Option<(MetaVersion, PathBuf)>) -> Result<Arc<Snapshot>> {
+        let mut snapshot = match checkpoint {
             Some((version, path)) => {
                 self.read_as(&path, |bytes| codec::decode_snapshot(&path, version, bytes))?
             }
@@ -218,6 +232,38 @@ impl MetaLog for LocalMetaLog {
             .with_hint("open the store with the version of kymo that wrote it, or a newer one"));
         }
         Ok(Arc::new(snapshot))
+    }
+
+    fn newest_checkpoint(&self) -> Result<Option<(MetaVersion, PathBuf)>> {
+        Ok(self.numbered(&self.snap, "")?.pop())
+    }
+}
+
+impl MetaLog for LocalMetaLog {
+    fn head(&self) -> Result<Arc<Snapshot>> {
+        let mut from = self.newest_checkpoint()?;
+        loop {
+            let read = self.head_from(from.clone());
+            // Of a bucket whose owner goes on, files may go while they are read: those that a
+            // checkpoint that came meanwhile stands for.
+            let newer = read.is_err().then(|| self.newest_checkpoint()).transpose()?.flatten();
+            match newer {
+                Some(newer) if Some(&newer) != from.as_ref() => from = Some(newer),
+                _ => return read,
+            }
+        }
+    }
+
+    fn newest(&self) -> Result<MetaVersion> {
+        let edit = self.numbered(&self.log, EDIT)?.pop();
+        let newest = edit.into_iter().chain(self.newest_checkpoint()?).map(|(version, _)| version);
+        Ok(newest.max().unwrap_or(MetaVersion(0)))
+    }
+
+    fn withdraw(&self, version: MetaVersion) -> Result<()> {
+        remove(&self.env, &self.fence.join(format!("{version:020}")))?;
+        self.fenced.store(self.env.disk.shared().is_none(), Ordering::Relaxed);
+        remove(&self.env, &self.log.join(format!("{version:020}{EDIT}")))
     }
 
     fn append(&self, expect: MetaVersion, edits: &[Edit]) -> Result<MetaVersion, AppendError> {
@@ -280,7 +326,7 @@ impl MetaLog for LocalMetaLog {
     fn checkpoint(&self, snapshot: &Snapshot) -> Result<()> {
         // The one before stays, with the edits since: should this one be damaged some day,
         // they give the same metadata.
-        let before = self.numbered(&self.snap, "")?.pop();
+        let before = self.newest_checkpoint()?;
         let name = format!("{:020}", snapshot.version);
         let bytes = codec::encode_snapshot(snapshot)?;
         self.publish(&self.snap, &name, &bytes).map_err(|error| {

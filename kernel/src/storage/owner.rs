@@ -40,6 +40,14 @@ pub struct Owner {
     released: bool,
 }
 
+#[cfg(test)]
+impl Owner {
+    /// One whose journal may have rows that no segment has.
+    pub(super) fn unreleased() -> Owner {
+        Owner { id: Uuid::from_u128(1), address: String::new(), released: false }
+    }
+}
+
 /// Takes a store in a bucket for this folder, or refuses; `None` where all files are local.
 ///
 /// # Errors

@@ -212,11 +212,17 @@ pub(super) fn take(
         let edit = Edit { commit_id: random_id(env), by: author.clone(), ops };
         let mut next = head.apply(&edit)?;
         match meta.append(head.version, &[edit]) {
+            // The owner before may have let go what came after `head`: the name was free again.
+            Ok(version) if owner.is_some() && meta.newest()? > version => {
+                meta.withdraw(version)?;
+                head = meta.head()?;
+                continue;
+            }
             Ok(version) => next.version = version,
             // Only what came first is read, or an owner that commits all the time would always
             // be ahead.
             Err(AppendError::Conflict(others)) if owner.is_some() => {
-                head = Arc::new(caught_up(meta, head)?);
+                head = caught_up(meta, &head)?;
                 last = Some(committer::as_error(AppendError::Conflict(others)));
                 continue;
             }
@@ -227,9 +233,16 @@ pub(super) fn take(
     Err(last.unwrap_or_else(|| Error::internal("no attempt to take the partition")))
 }
 
-/// Metadata with the edits that came after it.
-fn caught_up(meta: &dyn MetaLog, head: Arc<Snapshot>) -> Result<Snapshot> {
-    let mut head = Arc::unwrap_or_clone(head);
+/// Metadata with the edits that came after it, or the newest where some of these are gone.
+fn caught_up(meta: &dyn MetaLog, head: &Arc<Snapshot>) -> Result<Arc<Snapshot>> {
+    match follow(meta, head) {
+        Ok(next) if next.version > head.version => Ok(Arc::new(next)),
+        _ => meta.head(),
+    }
+}
+
+fn follow(meta: &dyn MetaLog, head: &Snapshot) -> Result<Snapshot> {
+    let mut head = head.clone();
     while let Some(edits) = meta.after(head.version)? {
         let version = MetaVersion(head.version.0 + 1);
         for edit in &edits {
@@ -379,5 +392,49 @@ impl<'a> Replay<'a> {
         let states: Vec<TableState> = self.states.into_values().collect();
         states.iter().for_each(TableState::publish);
         (states, self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket;
+    use crate::env::sim::Sim;
+
+    fn edit(env: &Env, by: &Author, name: String) -> Edit {
+        let ops = vec![Op::CreateDatabase { name }];
+        Edit { commit_id: random_id(env), by: by.clone(), ops }
+    }
+
+    #[test]
+    fn a_take_over_that_read_long_ago_does_not_land_in_the_past() {
+        let mut settings = Settings::default();
+        settings.storage.url = "memory://long-ago/store".to_owned();
+        let root = Path::new("/store");
+        let env = bucket::attached(Sim::new(1).env(), root, &settings.storage).unwrap();
+        let open = || LocalMetaLog::open(env.clone(), &root.join("meta")).unwrap();
+        let (first, second) = (open(), open());
+        let owner = Owner::unreleased();
+        let read = first.head().unwrap();
+        let (head, author) = take(&first, read, &env, &settings, Some(&owner)).unwrap();
+        let long_ago = head.clone();
+        let mut head = Arc::unwrap_or_clone(head);
+        for number in 0..6 {
+            let edit = edit(&env, &author, format!("d{number}"));
+            let version = first.append(head.version, std::slice::from_ref(&edit)).unwrap();
+            head = head.apply(&edit).unwrap();
+            head.version = version;
+            if number % 2 == 1 {
+                first.checkpoint(&head).unwrap();
+            }
+        }
+        assert_eq!(second.after(long_ago.version).unwrap(), None, "let go");
+        let (taken, author) = take(&second, long_ago, &env, &settings, Some(&owner)).unwrap();
+        assert_eq!(taken.version.0, head.version.0 + 1);
+        assert_eq!(taken.databases, head.databases);
+        let late = edit(&env, &author, "late".to_owned());
+        let conflict = first.append(head.version, &[late]);
+        assert!(matches!(conflict, Err(AppendError::Conflict(_))), "{conflict:?}");
+        assert_eq!(*open().head().unwrap(), *taken);
     }
 }

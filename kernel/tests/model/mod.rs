@@ -209,7 +209,7 @@ impl Run {
         *bucket.plan.lock() = Plan { often: Some((Dice::new(seed), 25)), ..Plan::default() };
         kymo_kernel::bucket::register(&format!("model-{seed}"), Arc::new(bucket));
         run.settings.storage.url = format!("memory://model-{seed}/store");
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             run.settings.storage.cold_url = format!("memory://model-{seed}/second");
         }
         run.settings.storage.part_bytes = [700, 3000, 1 << 20][run.dice.below(3)];
