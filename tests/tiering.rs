@@ -85,11 +85,13 @@ async fn old_segments_move_to_another_folder_and_answers_stay() {
     assert_eq!(parquet(&second.join("cold")), 3);
     let moves =
         "SELECT count(*) AS n FROM system.compactions WHERE reason = 'cold' AND state = 'done'";
-    assert_eq!(server.sql(moves).await[0]["n"], 3);
-    let metrics = server.get("/metrics").await.text();
-    for line in ["kymo_store_cold_segments 3", "kymo_store_moves_total 3"] {
-        assert!(metrics.contains(line), "{line} is missing");
-    }
+    until_async("all moves to be told", LONG, || async {
+        let told = server.sql(moves).await[0]["n"] == 3;
+        let metrics = server.get("/metrics").await.text();
+        let counted = ["kymo_store_cold_segments 3", "kymo_store_moves_total 3"];
+        (told && counted.iter().all(|line| metrics.contains(line))).then_some(())
+    })
+    .await;
 
     // Killed, and started again: the same. What comes late into an old day joins it.
     let server = server.restart();

@@ -431,6 +431,8 @@ impl State {
     fn reach(&self, step: Step, path: &Path) -> io::Result<Option<Effect>> {
         self.alive()?;
         let Some((place, temporary)) = self.place(path) else {
+            // Nor has the sync of its folder a name.
+            LAST.set(None);
             return Ok(None);
         };
         let step = match step {
