@@ -39,6 +39,9 @@ pub use error::{Code, Error, Result, Retry};
 pub use tracing as __tracing;
 
 #[cfg(test)]
+extern crate self as kymo_kernel;
+
+#[cfg(test)]
 #[path = "../../tests/fuzz/mutate.rs"]
 mod fuzz;
 
@@ -49,5 +52,3 @@ mod kit {
     pub mod named;
     pub mod plugin;
 }
-#[cfg(test)]
-extern crate self as kymo_kernel;
