@@ -27,7 +27,7 @@ async fn parts_are_sized_to_the_memory_that_there_is() {
     let server = Server::start(options);
     assert_eq!(setting(&server, "memory.limit_bytes").await, 512 * MIB);
     let queries = setting(&server, "query.memory_bytes").await;
-    assert!((130 * MIB..136 * MIB).contains(&queries), "{queries}");
+    assert!((120 * MIB..130 * MIB).contains(&queries), "{queries}");
     assert_eq!(setting(&server, "memtable.hard_bytes").await, 100 * MIB);
     let metrics = metrics(&server).await;
     assert!(metrics.contains(&format!("kymo_memory_limit_bytes {}", 512 * MIB)), "{metrics}");

@@ -2,7 +2,7 @@
 //!
 //! Parts whose setting is the default are sized by their share of the limit, with the default as
 //! the upper bound, so that a small container gets a small database by itself. What somebody has
-//! set stays, and is refused where all of it together cannot fit.
+//! set stays, the others share what it leaves, and it is refused where that cannot fit.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const LEAST: u64 = 4 << 20;
 /// A setting with its share.
 struct Part {
     key: &'static str,
-    /// Percent of what is left beside [`BASE`].
+    /// Percent of what is left beside [`BASE`], where nothing is set.
     share: u64,
     /// Whether it adds to what may be taken at one time.
     counts: fn(&Settings) -> bool,
@@ -62,13 +62,15 @@ const PARTS: [Part; 10] = [
 pub fn fit(settings: &Arc<Settings>, limit: Limit) -> Result<Arc<Settings>> {
     let mut defaults = Settings::default();
     let mut fitted = Settings::clone(settings);
-    let room = limit.bytes.saturating_sub(BASE);
-    for part in &PARTS {
-        let default = *(part.place)(&mut defaults);
+    let (set, open): (Vec<&Part>, Vec<&Part>) =
+        PARTS.iter().partition(|part| *(part.place)(&mut fitted) != *(part.place)(&mut defaults));
+    let taken: Vec<&Part> = set.into_iter().filter(|part| (part.counts)(settings)).collect();
+    let bytes: u64 = taken.iter().map(|part| *(part.place)(&mut fitted)).sum();
+    let shares: u64 = taken.iter().map(|part| part.share).sum();
+    let room = limit.bytes.saturating_sub(BASE).saturating_sub(bytes) / (100 - shares);
+    for part in open {
         let value = (part.place)(&mut fitted);
-        if *value == default {
-            *value = default.min((room / 100 * part.share).max(LEAST));
-        }
+        *value = (*value).min((room * part.share).max(LEAST));
     }
     // What was set for one of the two may leave less for the other.
     let (soft, hard) = (&mut fitted.memtable.soft_bytes, fitted.memtable.hard_bytes);
