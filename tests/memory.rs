@@ -23,12 +23,12 @@ async fn metrics(server: &Server) -> String {
 async fn parts_are_sized_to_the_memory_that_there_is() {
     let options = Options::new()
         .setting("memory.limit_bytes", 512 * MIB)
-        .setting("memtable.hard_bytes", 100 * MIB);
+        .setting("ingest.queue_bytes", 50 * MIB);
     let server = Server::start(options);
     assert_eq!(setting(&server, "memory.limit_bytes").await, 512 * MIB);
     let queries = setting(&server, "query.memory_bytes").await;
     assert!((120 * MIB..130 * MIB).contains(&queries), "{queries}");
-    assert_eq!(setting(&server, "memtable.hard_bytes").await, 100 * MIB);
+    assert_eq!(setting(&server, "ingest.queue_bytes").await, 50 * MIB);
     let metrics = metrics(&server).await;
     assert!(metrics.contains(&format!("kymo_memory_limit_bytes {}", 512 * MIB)), "{metrics}");
     // Nobody says a limit: the container's or the machine's.
@@ -62,8 +62,8 @@ async fn a_server_that_is_short_lets_queries_wait_and_recovers() {
     while !metrics(&server).await.contains("kymo_memory_pressure 1") {
         assert!(holders.len() < 40, "memory is never short: {}", metrics(&server).await);
         let client = server.pg().await;
-        client.simple_query(&format!("PREPARE p AS SELECT '{text}'")).await.unwrap();
-        holders.push(client);
+        let statement = client.prepare(&format!("SELECT '{text}'")).await.unwrap();
+        holders.push((client, statement));
     }
     // One runs, the next one waits, but not for ever.
     let slow = server.try_sql("SELECT pg_sleep(3)");
