@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use kymo_config::settings;
 use kymo_kernel::actor::{Actor, Cx, Handle, Reply};
-use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::cancel::{CancelOnDrop, CancelToken};
 use kymo_kernel::env::Clock;
 use kymo_kernel::ids::TableId;
 use kymo_kernel::message::{Compact, Compaction};
@@ -46,6 +46,7 @@ pub struct Compactor {
     shared: Arc<Shared>,
     /// Merges that may run at a time.
     places: usize,
+    /// Stops running merges with the actor: their output is garbage until it is committed.
     cancel: CancelOnDrop,
     running: BTreeSet<TableId>,
     /// Windows whose merge failed.
@@ -177,16 +178,6 @@ impl Compactor {
         let until = self.shared.clock.monotonic() + length;
         self.paused.insert(place, Pause { until, length });
         length
-    }
-}
-
-/// Stops running merges with the actor: their output is garbage until it is committed.
-#[derive(Default)]
-struct CancelOnDrop(CancelToken);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
     }
 }
 

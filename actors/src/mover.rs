@@ -15,7 +15,7 @@ use std::time::Duration;
 use kymo_config::Span;
 use kymo_config::settings::{self, Settings};
 use kymo_kernel::actor::{Actor, Cx};
-use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::cancel::{CancelOnDrop, CancelToken};
 use kymo_kernel::env::Clock;
 use kymo_kernel::ids::{SegmentId, TableId};
 use kymo_kernel::observe;
@@ -40,6 +40,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 pub struct Mover {
     shared: Arc<Shared>,
     interval: Duration,
+    /// Stops a copy with the actor: it is garbage until it is committed.
     cancel: CancelOnDrop,
     looking: bool,
     /// After a failure: how long to wait, and until when.
@@ -158,16 +159,6 @@ impl Actor for Mover {
             "failures": self.stats.failures,
             "last_error": self.stats.last_error,
         })
-    }
-}
-
-/// Stops a copy with the actor: it is garbage until it is committed.
-#[derive(Default)]
-struct CancelOnDrop(CancelToken);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
     }
 }
 

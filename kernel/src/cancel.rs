@@ -36,6 +36,16 @@ impl CancelToken {
     }
 }
 
+/// Cancels with whoever owns it: work whose result nobody waits for any more.
+#[derive(Debug, Default)]
+pub struct CancelOnDrop(pub CancelToken);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 impl Default for CancelToken {
     fn default() -> Self {
         CancelToken::new()

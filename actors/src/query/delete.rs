@@ -29,7 +29,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::parser::Parser;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
-use kymo_kernel::cancel::CancelToken;
+use kymo_kernel::cancel::{CancelOnDrop, CancelToken};
 use kymo_kernel::ids::{TableId, TimeRange};
 use kymo_kernel::message::{Choose, Delete, Deleted, Doomed, SessionContext};
 use kymo_kernel::pools::Pool;
@@ -197,15 +197,6 @@ fn only_times(plan: &LogicalPlan, schema: &TableSchema) -> Option<TimeRange> {
             }
             _ => return None,
         };
-    }
-}
-
-/// Stops work that nobody waits for.
-pub(super) struct CancelOnDrop(pub(super) CancelToken);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
     }
 }
 
