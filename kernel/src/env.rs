@@ -13,6 +13,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub mod failpoint;
 pub mod mounted;
 pub mod real;
@@ -37,6 +39,12 @@ pub trait Random: Send + Sync + 'static {
         let mut bytes = [0; 8];
         self.fill(&mut bytes);
         u64::from_le_bytes(bytes)
+    }
+    /// An identity that nobody else has.
+    fn uuid(&self) -> Uuid {
+        let mut bytes = [0; 16];
+        self.fill(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
     }
 }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
-use uuid::Uuid;
 
 use crate::env::Env;
 use crate::error::{Code, Error, Result};
@@ -245,7 +244,7 @@ impl Shared {
         let mut next = Snapshot::clone(&before);
         let (mut edits, mut accepted, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (ops, done) in proposals {
-            let edit = Edit { commit_id: self.commit_id(), by: self.author.clone(), ops };
+            let edit = Edit { commit_id: self.env.random.uuid(), by: self.author.clone(), ops };
             match next.apply(&edit) {
                 Ok(applied) => {
                     next = applied;
@@ -322,12 +321,6 @@ impl Shared {
             }
             self.wake.wait_for(&mut queue, rest);
         }
-    }
-
-    fn commit_id(&self) -> Uuid {
-        let mut bytes = [0; 16];
-        self.env.random.fill(&mut bytes);
-        uuid::Builder::from_random_bytes(bytes).into_uuid()
     }
 }
 

@@ -66,7 +66,7 @@ pub fn claim(env: &Env, root: &Path, head: &Snapshot, take_over: bool) -> Result
             .with_hint("name a new folder with server.data_dir; docs/object-storage.md says how to move a store"));
     }
     refuse_lost(root, address, head, before.as_ref(), rows)?;
-    let id = before.as_ref().map_or_else(|| new_id(env), |owner| owner.id);
+    let id = before.as_ref().map_or_else(|| env.random.uuid(), |owner| owner.id);
     if let Some(other) = holder(head).filter(|node| node.instance != id) {
         let keeps = rows && before.as_ref().is_some_and(|owner| !owner.released);
         refuse_other(root, address, other, keeps, take_over)?;
@@ -84,7 +84,7 @@ pub fn claim(env: &Env, root: &Path, head: &Snapshot, take_over: bool) -> Result
 /// I/O errors.
 pub fn adopt(env: &Env, root: &Path, head: &Snapshot) -> Result<()> {
     let Some(shared) = env.disk.shared() else { return Ok(()) };
-    let id = holder(head).map_or_else(|| new_id(env), |node| node.instance);
+    let id = holder(head).map_or_else(|| env.random.uuid(), |node| node.instance);
     write(env, root, &Owner { id, address: shared.address().to_owned(), released: false })
 }
 
@@ -221,12 +221,6 @@ fn has_records(env: &Env, root: &Path) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-pub(super) fn new_id(env: &Env) -> Uuid {
-    let mut bytes = [0; 16];
-    env.random.fill(&mut bytes);
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 fn read(env: &Env, root: &Path) -> Result<Option<Owner>> {

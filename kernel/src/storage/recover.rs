@@ -209,7 +209,7 @@ pub(super) fn take(
         let epoch = Epoch(head.epoch(PartitionId::ONLY).0 + 1);
         let author = Author { node: settings.node.id.clone(), partition: PartitionId::ONLY, epoch };
         let ops = announcement(env, settings, epoch, owner);
-        let edit = Edit { commit_id: random_id(env), by: author.clone(), ops };
+        let edit = Edit { commit_id: env.random.uuid(), by: author.clone(), ops };
         let mut next = head.apply(&edit)?;
         match meta.append(head.version, &[edit]) {
             // The owner before may have let go what came after `head`: the name was free again.
@@ -253,19 +253,13 @@ fn follow(meta: &dyn MetaLog, head: &Snapshot) -> Result<Snapshot> {
     Ok(head)
 }
 
-fn random_id(env: &Env) -> Uuid {
-    let mut bytes = [0; 16];
-    env.random.fill(&mut bytes);
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
-}
-
 /// Says who we are, and that the partition is ours.
 fn announcement(env: &Env, settings: &Settings, epoch: Epoch, owner: Option<&Owner>) -> Vec<Op> {
     let assignment =
         Assignment { node: settings.node.id.clone(), epoch, slots: (Slot(0), Slot(SLOTS - 1)) };
     let node = NodeMeta {
         id: settings.node.id.clone(),
-        instance: owner.map_or_else(|| random_id(env), |owner| owner.id),
+        instance: owner.map_or_else(|| env.random.uuid(), |owner| owner.id),
         roles: settings.node.roles.clone(),
     };
     debug_assert_ne!(node.instance, Uuid::nil());
@@ -403,7 +397,7 @@ mod tests {
 
     fn edit(env: &Env, by: &Author, name: String) -> Edit {
         let ops = vec![Op::CreateDatabase { name }];
-        Edit { commit_id: random_id(env), by: by.clone(), ops }
+        Edit { commit_id: env.random.uuid(), by: by.clone(), ops }
     }
 
     #[test]

@@ -16,8 +16,9 @@ use std::path::Path;
 use crate::bucket::COLD;
 use crate::env::{Elsewhere, Env};
 use crate::error::{Code, Error, Result};
+use crate::storage::folder;
 use crate::storage::meta::Snapshot;
-use crate::storage::owner::{clear_scratch, new_id, read_file, write_file};
+use crate::storage::owner::{clear_scratch, read_file, write_file};
 use crate::storage::segment::store::PARTIAL;
 use crate::storage::tier::Tier;
 
@@ -109,7 +110,7 @@ fn examine<'a>(env: &'a Env, root: &Path, head: &Snapshot) -> Result<Option<Foun
     let identity = match (env.disk.shared(), &before) {
         (Some(shared), _) => format!("bucket {}", shared.address()),
         (None, Some(note)) => note.identity.clone(),
-        (None, None) => format!("folder {}", new_id(env)),
+        (None, None) => format!("folder {}", env.random.uuid()),
     };
     let mark = read_file(env, &root.join(MARKER), |text| {
         text.strip_prefix(MAGIC)?.trim().lines().next().map(str::to_owned)
@@ -131,8 +132,7 @@ fn examine<'a>(env: &'a Env, root: &Path, head: &Snapshot) -> Result<Option<Foun
 fn refuse_unnamed(env: &Env, root: &Path, head: &Snapshot, note: Option<&Note>) -> Result<()> {
     let named = cold_paths(head);
     for path in &named {
-        let place = path.split('/').fold(root.to_owned(), |folder, part| folder.join(part));
-        let there = env.disk.exists(&place);
+        let there = env.disk.exists(&folder::place(root, path));
         if there.map_err(|error| Error::io(format_args!("look for {path}"), error))? {
             // They lie in the data folder. Others that are missing are damage.
             return Ok(());
@@ -164,8 +164,7 @@ fn refuse_unfit(
         .map_err(|error| Error::io(format_args!("list {address}"), error))?;
     let keys: HashSet<String> = files
         .iter()
-        .filter_map(|path| path.strip_prefix(root).ok())
-        .map(|path| path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/"))
+        .map(|path| folder::key(root, path))
         .filter(|key| *key != format!("{MARKER}{PARTIAL}"))
         .collect();
     let named = cold_paths(head);
