@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::bucket::COLD;
 use crate::env::{Elsewhere, Env};
 use crate::error::{Error, Result};
+use crate::storage::folder;
 use crate::storage::meta::{SegmentMeta, Snapshot};
 use crate::storage::tier::place::MARKER;
 use crate::storage::version::SegmentFiles;
@@ -135,9 +136,7 @@ impl Sweep<'_> {
     /// One listing of a bucket has everything, and there are no folders to remove.
     fn listed(&mut self, place: &dyn Elsewhere, root: &Path, folder: &Path) -> Result<()> {
         for path in place.files_below(folder).map_err(|error| list_error(folder, error))? {
-            let parts = path.strip_prefix(root).unwrap_or(&path).iter();
-            let key = parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-            self.file(&path, &key);
+            self.file(&path, &folder::key(root, &path));
         }
         Ok(())
     }

@@ -12,6 +12,12 @@ pub fn place(root: &Path, path: &str) -> PathBuf {
     path.split('/').fold(root.to_owned(), |folder, part| folder.join(part))
 }
 
+/// The path below a root that leads to a place, as [`place`] takes it.
+pub fn key(root: &Path, place: &Path) -> String {
+    let below = place.strip_prefix(root).unwrap_or(place).iter();
+    below.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
 /// What lies in a folder, sorted by name; nothing where there is no such folder.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use crate::observe::metrics;
 use crate::storage::Store;
 use crate::storage::backup::{Kind, Object, Plan, Source, copy_bytes};
 use crate::storage::components::object_path;
-use crate::storage::folder::place;
+use crate::storage::folder::{key, place};
 use crate::storage::frame::{End, FileReader};
 use crate::storage::journal::files::FileInfo;
 use crate::storage::meta::{Snapshot, codec};
@@ -177,9 +177,8 @@ impl Store {
         let path = format!("meta/snap/{:020}", snapshot.version);
         let mut objects = vec![Object { path, kind: Kind::Metadata, bytes: metadata }];
         objects.extend(journal.iter().map(|file| {
-            let path = file.path.strip_prefix(&self.root).unwrap_or(&file.path);
-            let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-            Object { path: parts.join("/"), kind: Kind::Journal, bytes: file.bytes }
+            let path = key(&self.root, &file.path);
+            Object { path, kind: Kind::Journal, bytes: file.bytes }
         }));
         let segments = snapshot.tables.values().flat_map(|table| table.segments.values());
         objects.extend(segments.map(|segment| Object {
