@@ -54,6 +54,10 @@ impl Backups {
     pub fn new(settings: &Settings, env: &Env, pools: &Pools, store: Arc<Store>) -> Self {
         let most = settings.backup.max_snapshots;
         let snapshots = Snapshots::new(env.clone(), store.root().to_owned(), most);
+        // For the metric; what cannot be listed now is told when somebody asks.
+        if let Err(error) = snapshots.list() {
+            warn!(%error, "the snapshots of the data folder cannot be listed");
+        }
         Backups(Arc::new(Inner {
             store,
             snapshots: Arc::new(snapshots),
@@ -129,7 +133,7 @@ impl Backups {
     pub async fn snapshot(&self) -> Result<Snapshot> {
         let place = Place::take(&self.0)?;
         let store = self.0.store.clone();
-        let taken = self.snapshots("take-snapshot", move |all| all.take(&store.pin()?)).await?;
+        let taken = self.snapshots("take-snapshot", move |all| all.take(&store)).await?;
         drop(place);
         info!(snapshot = taken.name, "snapshot taken");
         Ok(taken)

@@ -30,7 +30,7 @@ fn snapshots(sim: &Sim) -> Snapshots {
 
 fn take(sim: &Sim, store: &Arc<Store>) -> Result<Snapshot> {
     sim.clock.advance(Duration::from_secs(1));
-    snapshots(sim).take(&store.pin()?)
+    snapshots(sim).take(store)
 }
 
 /// Rows of table `a` in the store of a folder, which verifies.

@@ -394,7 +394,7 @@ fn snapshots_have_copies_of_cold_segments() {
         relocate(&mut table).unwrap();
         table.append(10, 5).unwrap();
         let env = bucket::attached(sim.env(), Path::new(ROOT), &settings.storage).unwrap();
-        let taken = Snapshots::new(env, ROOT.into(), 1).take(&store.pin().unwrap()).unwrap();
+        let taken = Snapshots::new(env, ROOT.into(), 1).take(&store).unwrap();
         let copy = Store::open_stepped(sim.env(), taken.folder, &kit::store::settings()).unwrap();
         let table = Table::reclaim(&copy, "t");
         assert_eq!((stored_rows(&copy, "t"), tiers(&table)), (15, vec![Tier::Cold]));

@@ -25,6 +25,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Digester};
@@ -120,6 +121,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The name of what is made of it: when it was taken.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let taken = DateTime::from_timestamp_nanos(self.taken_ns);
+        taken.format("%Y-%m-%dT%H%M%S%.9fZ").to_string()
+    }
+
     /// Bytes of everything.
     #[must_use]
     pub fn bytes(&self) -> u64 {

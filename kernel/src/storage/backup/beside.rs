@@ -12,14 +12,15 @@
 use std::collections::BTreeSet;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use chrono::DateTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::env::{Disk, Env};
 use crate::error::{Code, Error, Result};
 use crate::observe::metrics;
+use crate::storage::Store;
 use crate::storage::backup::{Object, PIECE, Pinned, Source, UNFINISHED, mark, unmark};
 use crate::storage::folder::{self, entries, place};
 use crate::storage::segment::{LocalSegments, SegmentStore};
@@ -63,12 +64,12 @@ impl Snapshots {
         Ok(whole)
     }
 
-    /// Keeps a moment. Blocks.
+    /// Keeps this moment of the store. Blocks.
     ///
     /// # Errors
     /// `limit_reached` where there are enough, `unsupported` where the store lies in a bucket,
-    /// `corrupt` where a file is missing, `disk_full` and I/O errors.
-    pub fn take(&self, moment: &Pinned) -> Result<Snapshot> {
+    /// `corrupt` where a file is missing, `disk_full` and I/O errors, and those of [`Store::pin`].
+    pub fn take(&self, store: &Arc<Store>) -> Result<Snapshot> {
         if let Some(shared) = self.env.disk.shared() {
             let what = format!("the files of this store lie in {}", shared.address());
             return Err(Error::new(Code::Unsupported, what)
@@ -85,10 +86,10 @@ impl Snapshots {
                 "remove one with `kymo snapshot --drop NAME`, or raise backup.max_snapshots",
             ));
         }
-        let taken = DateTime::from_timestamp_nanos(moment.plan().taken_ns);
-        let name = taken.format("%Y-%m-%dT%H%M%S%.9fZ").to_string();
+        let moment = store.pin()?;
+        let name = moment.plan().name();
         let folder = self.folder.join(&name);
-        let made = self.fill(moment, &folder);
+        let made = self.fill(&moment, &folder);
         made.inspect_err(|_| {
             // Its marker says what it is where even this fails.
             if let Err(error) = self.clear(&folder) {

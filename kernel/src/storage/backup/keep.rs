@@ -10,7 +10,6 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -87,8 +86,7 @@ pub fn keep(
     vault: &dyn Vault,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Copied> {
-    let taken = DateTime::from_timestamp_nanos(plan.taken_ns);
-    let name = taken.format("%Y-%m-%dT%H%M%S%.9fZ").to_string();
+    let name = plan.name();
     let mut keeper = Keeper {
         source,
         vault,
