@@ -25,15 +25,11 @@ const HOSTS: i64 = 50;
 const ROWS: i64 = 25_000;
 
 fn table() -> TableDef {
-    let column = |id, name: &str, kind, field_type| {
-        let (id, name) = (ColumnId(id), name.to_owned());
-        Column { id, name, kind, field_type }
-    };
     let columns = vec![
-        column(1, "host", ColumnKind::Tag, FieldType::Text),
-        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
-        column(3, "usage", ColumnKind::Field, FieldType::Float64),
-        column(4, "count", ColumnKind::Field, FieldType::Int64),
+        Column::new(ColumnId(1), "host", ColumnKind::Tag, FieldType::Text),
+        Column::new(ColumnId(2), "time", ColumnKind::Time, FieldType::Timestamp),
+        Column::new(ColumnId(3), "usage", ColumnKind::Field, FieldType::Float64),
+        Column::new(ColumnId(4), "count", ColumnKind::Field, FieldType::Int64),
     ];
     TableDef {
         id: TableId(1),

@@ -126,14 +126,10 @@ fn memory() -> Outcome<Resident> {
 }
 
 fn table(id: TableId, name: &str) -> TableDef {
-    let column = |id, name: &str, kind, field_type| {
-        let (id, name) = (ColumnId(id), name.to_owned());
-        Column { id, name, kind, field_type }
-    };
     let columns = vec![
-        column(1, "host", ColumnKind::Tag, FieldType::Text),
-        column(2, "time", ColumnKind::Time, FieldType::Timestamp),
-        column(3, "value", ColumnKind::Field, FieldType::Int64),
+        Column::new(ColumnId(1), "host", ColumnKind::Tag, FieldType::Text),
+        Column::new(ColumnId(2), "time", ColumnKind::Time, FieldType::Timestamp),
+        Column::new(ColumnId(3), "value", ColumnKind::Field, FieldType::Int64),
     ];
     TableDef {
         id,
