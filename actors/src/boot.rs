@@ -85,6 +85,14 @@ struct Inner {
     _memory: Option<Task<()>>,
 }
 
+/// Whatever way the system ends: the query actor can show all actors, so it is made from what
+/// holds the supervisor.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.supervisor.close();
+    }
+}
+
 impl System {
     /// Opens the store of the settings' data folder, recovers it, and starts everything.
     /// Blocks for as long as recovery takes.

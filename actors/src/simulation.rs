@@ -188,13 +188,17 @@ fn lives(seed: u64, sim: &Sim) {
     });
 }
 
-/// One life of a system: it ends where the body does, as a killed process would.
+/// One life of a system: it ends where the body does, as a killed process would. Nothing of it
+/// stays in this process.
 fn live(sim: &Sim, settings: &Arc<Settings>, body: impl AsyncFnOnce(System)) {
     let life = async {
         let system = System::boot(settings.clone(), sim.env(), Pools::here()).unwrap();
+        let store = Arc::downgrade(system.engine().store());
         body(system).await;
+        store
     };
-    simulate::run(&sim.clock, life).unwrap();
+    let store = simulate::run(&sim.clock, life).unwrap();
+    assert_eq!(store.strong_count(), 0, "something of a system that ended holds its store");
 }
 
 /// In some lives a call to the disk fails, or it is full before long.

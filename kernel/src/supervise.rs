@@ -314,6 +314,15 @@ impl Supervisor {
         futures::future::join_all(answers).await
     }
 
+    /// Lets go of all actors: none is made anew, and what their factories hold goes with the
+    /// last handles. Actors may be made from things that hold this supervisor; without this,
+    /// such a circle would outlive everybody who knows of it.
+    pub fn close(&self) {
+        // What is dropped here may stop other actors, which looks at the list.
+        let children = std::mem::take(&mut *self.0.children.lock());
+        drop(children);
+    }
+
     /// Looks at every actor once and reports those that do not get on. The watchdog calls it
     /// every second; simulations call it themselves.
     pub fn look(&self) {

@@ -5,7 +5,7 @@
 //! No object store is registered: SQL cannot reach a file.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use datafusion::catalog::CatalogProviderList;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -117,6 +117,20 @@ pub(super) struct Parts {
     pub(super) clock: Arc<dyn Clock>,
     /// Who owns tables and databases.
     pub(super) owners: Owners,
+}
+
+/// The rows that PostgreSQL's catalogs are born with: decoded once, as large as they are, for all
+/// databases that the process opens.
+///
+/// # Errors
+/// `internal` where they cannot be decoded, which a test rules out.
+pub(super) fn statics() -> Result<Arc<PgCatalogStaticTables>> {
+    static DECODED: OnceLock<Arc<PgCatalogStaticTables>> = OnceLock::new();
+    if let Some(decoded) = DECODED.get() {
+        return Ok(decoded.clone());
+    }
+    let decoded = Arc::new(PgCatalogStaticTables::try_new().map_err(from_engine)?);
+    Ok(DECODED.get_or_init(|| decoded).clone())
 }
 
 /// A state with everything but the session: made once.

@@ -12,7 +12,6 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion_pg_catalog::pg_catalog::PgCatalogStaticTables;
 use futures::StreamExt;
 use kymo_config::Settings;
 use kymo_kernel::cancel::CancelToken;
@@ -117,7 +116,7 @@ impl Engine {
         let limits = &settings.query;
         let clock = env.clock.clone();
         let running = Arc::new(Running::new(clock, limits.max_running, limits.max_waiting, memory));
-        let statics = Arc::new(PgCatalogStaticTables::try_new().map_err(from_engine)?);
+        let statics = build::statics()?;
         let inspector = Arc::new(Inspector {
             settings: settings.clone(),
             tables: tables.clone(),

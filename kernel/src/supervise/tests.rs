@@ -309,6 +309,23 @@ fn actors_and_ports_can_be_looked_at() {
     });
 }
 
+#[test]
+fn a_closed_supervisor_keeps_nothing_that_actors_are_made_from() {
+    let (held, looked_at) = run(async |world| {
+        let held = Arc::new(world.supervisor.clone());
+        let (weak, said) = (Arc::downgrade(&held), Arc::clone(&world.said));
+        let adder = world.supervisor.start(Spec::new("circle", "circle"), move || {
+            assert!(held.events().is_empty());
+            Adder { sum: 0, said: Arc::clone(&said) }
+        });
+        world.clock.sleep(ms(1)).await;
+        world.supervisor.close();
+        drop(adder);
+        (weak, Arc::downgrade(&world.supervisor.0))
+    });
+    assert_eq!((held.strong_count(), looked_at.strong_count()), (0, 0));
+}
+
 /// A day of a few actors that work, wait, fail and restart; returns all that can be seen.
 fn day(seed: u64) -> Vec<String> {
     run(async |world| {
