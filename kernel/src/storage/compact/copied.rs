@@ -1,16 +1,23 @@
 //! Tests of merges that copy row groups: whatever is copied, the segment must be the one that
 //! decoding everything would make.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use kymo_config::settings::Compaction as Settings;
 use proptest::prelude::*;
 
+use super::choice::{job, windows};
 use super::*;
+use crate::cancel::CancelToken;
 use crate::error::Code;
 use crate::ids::{SegmentId, TimeRange};
+use crate::storage::meta::SegmentMeta;
 use crate::storage::model::{Bench, Row, Rows, WINDOW, position, read, row, scan};
-use crate::storage::segment::{Scan, TagFilter};
+use crate::storage::segment::{Scan, SegmentReader, TagFilter};
+use crate::storage::sort::window_start;
+use crate::storage::version::Version;
 
 /// Row groups of the bench have seven rows.
 const GROUP: i64 = 7;
