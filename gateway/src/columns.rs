@@ -10,20 +10,24 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array,
-    NullBufferBuilder, RecordBatch, StringArray, TimestampNanosecondArray, UInt64Array,
+    ArrayRef, DictionaryArray, Int32Array, NullBufferBuilder, RecordBatch, TimestampNanosecondArray,
 };
-use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Schema};
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashMap;
 use kymo_kernel::schema::{
-    ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, exact_signed, exact_unsigned,
-    marked_field,
+    ColumnKind, FieldType, TIME, TableBatch, TableDef, TableName, marked_field,
 };
 use kymo_kernel::storage::meta::Snapshot;
-use kymo_kernel::{Code, Error, Result};
-use std::hash::BuildHasher;
+use kymo_kernel::{Error, Result};
+
+mod column;
+mod refusal;
+mod text;
+
+use column::{Column, Values};
+pub use refusal::Refusal;
+use text::Text;
 
 /// What is known of tables before a request: in a server the catalog's snapshot.
 pub trait Types {
@@ -74,96 +78,6 @@ impl Value<'_> {
     }
 }
 
-/// Why a name cannot be used in a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// The value's type differs from the column's.
-    Type {
-        /// The column.
-        column: String,
-        /// The value's type.
-        given: FieldType,
-        /// The column's type.
-        existing: FieldType,
-    },
-    /// An integer that floating point does not hold, for a column that holds floating point.
-    Inexact {
-        /// The column.
-        column: String,
-        /// The integer.
-        value: String,
-    },
-    /// The name is a tag here and a field there, or the time column.
-    Kind {
-        /// The column.
-        column: String,
-        /// What the row uses it as.
-        given: ColumnKind,
-        /// What it is.
-        existing: ColumnKind,
-    },
-    /// A tag occurs twice.
-    DuplicateTag(String),
-    /// The table would get more columns than are allowed.
-    TooManyColumns(usize),
-    /// The name itself is not allowed.
-    Name(String),
-}
-
-impl Refusal {
-    /// The error for people, in the words that InfluxDB's clients know.
-    #[must_use]
-    pub fn error(&self, table: &str) -> Error {
-        match self {
-            Refusal::Type { column, given, existing } => Error::new(
-                Code::TypeConflict,
-                format!(
-                    "field type conflict: input field \"{column}\" on measurement \"{table}\" \
-                     is type {given}, already exists as type {existing}"
-                ),
-            ),
-            Refusal::Inexact { column, value } => Error::new(
-                Code::TypeConflict,
-                format!(
-                    "field type conflict: input field \"{column}\" on measurement \"{table}\" \
-                     is type float, which does not hold the integer {value} exactly"
-                ),
-            ),
-            Refusal::Kind { column, given: ColumnKind::Tag, existing: ColumnKind::Time } => {
-                Error::new(
-                    Code::TypeConflict,
-                    format!(
-                        "invalid tag key: input tag \"{column}\" on measurement \"{table}\" is invalid"
-                    ),
-                )
-            }
-            Refusal::Kind { column, existing: ColumnKind::Time, .. } => Error::new(
-                Code::TypeConflict,
-                format!(
-                    "invalid field name: input field \"{column}\" on measurement \"{table}\" is invalid"
-                ),
-            ),
-            Refusal::Kind { column, given, existing } => Error::new(
-                Code::TypeConflict,
-                format!(
-                    "\"{column}\" on measurement \"{table}\" is a {}, already exists as a {}",
-                    given.as_str(),
-                    existing.as_str()
-                ),
-            ),
-            Refusal::DuplicateTag(tag) => {
-                Error::new(Code::InvalidInput, format!("duplicate tag \"{tag}\""))
-            }
-            Refusal::TooManyColumns(max) => Error::new(
-                Code::LimitReached,
-                format!("measurement \"{table}\" would have more than {max} columns"),
-            )
-            .with_hint("keep values out of names, or raise ingest.max_columns"),
-            Refusal::Name(problem) => Error::new(Code::InvalidInput, problem.clone()),
-        }
-    }
-}
-
 /// The state of a [`Columns`] to go back to when a row turns out to be bad.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
@@ -187,28 +101,6 @@ pub struct Columns {
     max_columns: usize,
     /// Whether integers and floating point may meet in a column.
     widens: bool,
-}
-
-struct Column {
-    name: String,
-    field_type: FieldType,
-    /// For a tag, the number (from 1) of the last series that has it.
-    last_series: u32,
-    fixed: bool,
-    values: Values,
-    nulls: NullBufferBuilder,
-    /// What it was before it took floating point.
-    narrow: Option<FieldType>,
-}
-
-enum Values {
-    Tag(Dictionary),
-    Float(Vec<f64>),
-    Int(Vec<i64>),
-    UInt(Vec<u64>),
-    Bool(Vec<bool>),
-    Text(Text),
-    Timestamp(Vec<i64>),
 }
 
 impl Columns {
@@ -509,243 +401,6 @@ fn tag_array(mut keys: Vec<i32>, values: Text) -> Result<ArrayRef> {
 
 fn mixed(name: &[u8], given: ColumnKind, existing: ColumnKind) -> Refusal {
     Refusal::Kind { column: String::from_utf8_lossy(name).into_owned(), given, existing }
-}
-
-impl Column {
-    fn new(name: String, kind: ColumnKind, field_type: FieldType, fixed: bool) -> Self {
-        let values = match (kind, field_type) {
-            (ColumnKind::Tag, _) => Values::Tag(Dictionary::default()),
-            (_, FieldType::Float64) => Values::Float(Vec::new()),
-            (_, FieldType::Int64) => Values::Int(Vec::new()),
-            (_, FieldType::UInt64) => Values::UInt(Vec::new()),
-            (_, FieldType::Bool) => Values::Bool(Vec::new()),
-            (_, FieldType::Text) => Values::Text(Text::default()),
-            (_, FieldType::Timestamp) => Values::Timestamp(Vec::new()),
-        };
-        let nulls = NullBufferBuilder::new(0);
-        Column { name, field_type, last_series: 0, fixed, values, nulls, narrow: None }
-    }
-
-    fn refuse(&self, given: FieldType) -> Refusal {
-        Refusal::Type { column: self.name.clone(), given, existing: self.field_type }
-    }
-
-    /// Lets an integer and floating point meet in this column, as long as nothing is lost.
-    fn meet(&mut self, value: &Value<'_>) -> Result<(), Refusal> {
-        let lossy = match value {
-            Value::Int(value) if !exact_signed(*value) => Some(value.to_string()),
-            Value::UInt(value) if !exact_unsigned(*value) => Some(value.to_string()),
-            _ => match &self.values {
-                Values::Int(had) => first(had, |value| !exact_signed(value)),
-                Values::UInt(had) => first(had, |value| !exact_unsigned(value)),
-                _ => None,
-            },
-        };
-        if let Some(value) = lossy {
-            return Err(Refusal::Inexact { column: self.name.clone(), value });
-        }
-        #[expect(clippy::cast_precision_loss, reason = "each was checked to be exact")]
-        let widened = match &self.values {
-            Values::Int(had) => had.iter().map(|value| *value as f64).collect(),
-            Values::UInt(had) => had.iter().map(|value| *value as f64).collect(),
-            _ => return Ok(()),
-        };
-        self.narrow = Some(std::mem::replace(&mut self.field_type, FieldType::Float64));
-        self.values = Values::Float(widened);
-        Ok(())
-    }
-
-    /// Takes back that it became floating point: the line that asked for it was bad.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "integers before")]
-    fn narrowed(&mut self) {
-        let (Some(field_type), Values::Float(values)) = (self.narrow, &self.values) else { return };
-        self.values = match field_type {
-            FieldType::Int64 => Values::Int(values.iter().map(|value| *value as i64).collect()),
-            _ => Values::UInt(values.iter().map(|value| *value as u64).collect()),
-        };
-        self.field_type = field_type;
-    }
-
-    fn kind(&self) -> ColumnKind {
-        match self.values {
-            Values::Tag(_) => ColumnKind::Tag,
-            _ => ColumnKind::Field,
-        }
-    }
-
-    /// Fills up with NULL to `row` rows.
-    fn pad(&mut self, row: usize) {
-        let missing = row.saturating_sub(self.nulls.len());
-        if missing == 0 {
-            return;
-        }
-        self.nulls.append_n_nulls(missing);
-        match &mut self.values {
-            Values::Tag(_) => {}
-            Values::Float(values) => values.resize(row, 0.0),
-            Values::Int(values) | Values::Timestamp(values) => values.resize(row, 0),
-            Values::UInt(values) => values.resize(row, 0),
-            Values::Bool(values) => values.resize(row, false),
-            Values::Text(text) => text.pad(row),
-        }
-    }
-
-    fn put(&mut self, row: usize, value: Value<'_>) {
-        if self.nulls.len() > row {
-            self.pop();
-        } else {
-            self.pad(row);
-            self.nulls.append_non_null();
-        }
-        match (&mut self.values, value) {
-            (Values::Float(values), Value::Float(value)) => {
-                values.push(value);
-                // It stays what it has become.
-                self.narrow = None;
-            }
-            #[expect(clippy::cast_precision_loss, reason = "it was checked to be exact")]
-            (Values::Float(values), Value::Int(value)) => values.push(value as f64),
-            #[expect(clippy::cast_precision_loss, reason = "it was checked to be exact")]
-            (Values::Float(values), Value::UInt(value)) => values.push(value as f64),
-            (Values::Int(values), Value::Int(value))
-            | (Values::Timestamp(values), Value::Timestamp(value)) => values.push(value),
-            (Values::UInt(values), Value::UInt(value)) => values.push(value),
-            (Values::Bool(values), Value::Bool(value)) => values.push(value),
-            (Values::Text(text), Value::Text { raw, escaped: false }) => text.push(raw),
-            (Values::Text(text), Value::Text { raw, escaped: true }) => text.push_unescaped(raw),
-            // Types were checked before the row; a value of another one would be a defect,
-            // and NULL keeps the columns aligned.
-            (_, _) => {
-                self.nulls.truncate(row);
-                self.pad(row + 1);
-            }
-        }
-    }
-
-    /// Takes back the value of the current row, for a field that occurs twice in it.
-    fn pop(&mut self) {
-        match &mut self.values {
-            Values::Tag(_) => {}
-            Values::Float(values) => drop(values.pop()),
-            Values::Int(values) | Values::Timestamp(values) => drop(values.pop()),
-            Values::UInt(values) => drop(values.pop()),
-            Values::Bool(values) => drop(values.pop()),
-            Values::Text(text) => text.pop(),
-        }
-    }
-
-    fn finish(mut self, rows: usize) -> Result<ArrayRef> {
-        self.pad(rows);
-        let nulls = self.nulls.finish();
-        Ok(match self.values {
-            Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
-            Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
-            Values::UInt(values) => Arc::new(UInt64Array::new(values.into(), nulls)),
-            Values::Bool(values) => Arc::new(BooleanArray::new(values.into(), nulls)),
-            Values::Timestamp(values) => Arc::new(
-                TimestampNanosecondArray::new(values.into(), nulls).with_timezone("+00:00"),
-            ),
-            Values::Text(text) => Arc::new(text.finish(nulls)?),
-            Values::Tag(_) => return Err(Error::internal("a tag column kept as a field")),
-        })
-    }
-}
-
-/// The first value that is something.
-fn first<T: Copy + ToString>(values: &[T], is: impl Fn(T) -> bool) -> Option<String> {
-    values.iter().find(|value| is(**value)).map(ToString::to_string)
-}
-
-/// Text values one after the other, as Arrow keeps them.
-#[derive(Default)]
-struct Text {
-    ends: Vec<i32>,
-    bytes: Vec<u8>,
-}
-
-impl Text {
-    fn push(&mut self, raw: &[u8]) {
-        self.bytes.extend_from_slice(raw);
-        self.end();
-    }
-
-    fn push_unescaped(&mut self, raw: &[u8]) {
-        let mut rest = raw;
-        while let Some(at) = memchr::memchr(b'\\', rest) {
-            let (before, after) = rest.split_at(at);
-            self.bytes.extend_from_slice(before);
-            let skip = usize::from(matches!(after.get(1), Some(b'"' | b'\\')));
-            if let Some(kept) = after.get(skip) {
-                self.bytes.push(*kept);
-            }
-            rest = after.get(skip + 1..).unwrap_or_default();
-        }
-        self.bytes.extend_from_slice(rest);
-        self.end();
-    }
-
-    /// Bodies are far smaller than 2 GiB: the parsers refuse larger ones.
-    fn end(&mut self) {
-        self.ends.push(i32::try_from(self.bytes.len()).unwrap_or(i32::MAX));
-    }
-
-    fn pop(&mut self) {
-        self.ends.pop();
-        self.bytes.truncate(self.last_end());
-    }
-
-    fn pad(&mut self, len: usize) {
-        let end = self.ends.last().copied().unwrap_or_default();
-        self.ends.resize(len, end);
-    }
-
-    fn last_end(&self) -> usize {
-        usize::try_from(self.ends.last().copied().unwrap_or_default()).unwrap_or_default()
-    }
-
-    fn get(&self, at: usize) -> &[u8] {
-        let start = match at.checked_sub(1).and_then(|before| self.ends.get(before)) {
-            Some(end) => usize::try_from(*end).unwrap_or_default(),
-            None => 0,
-        };
-        let end = self.ends.get(at).map_or(0, |end| usize::try_from(*end).unwrap_or_default());
-        self.bytes.get(start..end).unwrap_or_default()
-    }
-
-    fn finish(self, nulls: Option<arrow::buffer::NullBuffer>) -> Result<StringArray> {
-        let mut offsets = Vec::with_capacity(self.ends.len() + 1);
-        offsets.push(0);
-        offsets.extend_from_slice(&self.ends);
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-        StringArray::try_new(offsets, Buffer::from_vec(self.bytes), nulls)
-            .map_err(|error| Error::new(Code::InvalidInput, format!("text: {error}")))
-    }
-}
-
-/// The distinct values of a tag, numbered in the order of appearance.
-#[derive(Default)]
-struct Dictionary {
-    values: Text,
-    codes: HashTable<i32>,
-    hasher: RandomState,
-}
-
-impl Dictionary {
-    fn code(&mut self, value: &[u8]) -> i32 {
-        let hash = self.hasher.hash_one(value);
-        let values = &self.values;
-        let same = |code: &i32| values.get(usize::try_from(*code).unwrap_or(usize::MAX)) == value;
-        if let Some(code) = self.codes.find(hash, same) {
-            return *code;
-        }
-        let code = i32::try_from(self.values.ends.len()).unwrap_or(i32::MAX);
-        self.values.push(value);
-        let (values, hasher) = (&self.values, &self.hasher);
-        self.codes.insert_unique(hash, code, |code| {
-            hasher.hash_one(values.get(usize::try_from(*code).unwrap_or(usize::MAX)))
-        });
-        code
-    }
 }
 
 #[cfg(test)]
