@@ -30,6 +30,7 @@ mod stored;
 pub mod template;
 #[cfg(test)]
 mod tests;
+mod transitions;
 mod worker;
 
 use std::sync::{Arc, OnceLock};
