@@ -39,6 +39,7 @@ mod retention;
 mod rewrite;
 mod running;
 mod scan;
+mod short;
 mod shortage;
 mod show;
 mod stream;

@@ -11,6 +11,7 @@
 mod history;
 
 use std::collections::BTreeMap;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,7 +107,8 @@ fn each_seed(count: u64, program: impl Fn(u64) + Sync) {
             return;
         }
         if seed > 0 && seed.is_multiple_of(500) {
-            eprintln!("simulated {seed} of {count} seeds");
+            // Past what keeps the output of tests until they fail: a long run shows how far it is.
+            let _ = writeln!(io::stderr(), "simulated {seed} of {count} seeds");
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| program(seed))) {
             next.store(count, Ordering::Relaxed);

@@ -37,6 +37,10 @@ use super::transitions::Transitions;
 use crate::feed::{FeedEvent, Subscription};
 use crate::query::{PlanRule, PlannedRule};
 
+mod instants;
+mod plans;
+mod rows;
+
 /// Rules that are planned at a time.
 const PLANNING: usize = 4;
 /// Planned rules that wait for others before the groups are made anew.
@@ -51,10 +55,6 @@ pub(super) enum Order {
     /// Somebody looks after alerts; answered with how many, once that is durable.
     Ack(Matcher, String, oneshot::Sender<u64>),
 }
-
-mod instants;
-mod plans;
-mod rows;
 
 type Work<T> = FuturesUnordered<Pin<Box<dyn Future<Output = T> + Send>>>;
 type Planned = (u32, u64, Result<PlannedRule>);

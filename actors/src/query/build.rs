@@ -33,6 +33,7 @@ use super::functions::{self, Bounds};
 use super::owners::Owners;
 use super::params::Lengths;
 use super::plugin::{Called, Ordered, Place};
+use super::short::ShortDictionaries;
 
 /// Rows in a batch: enough to amortise calls, few enough to stay in the cache.
 pub(super) const BATCH_ROWS: usize = 8192;
@@ -168,6 +169,7 @@ pub(super) fn base(
         .with_catalog_list(catalogs)
         .with_type_planner(Arc::new(PgOidTypePlanner))
         .with_analyzer_rule(Arc::new(Meaning::new(parts.bounds)))
+        .with_physical_optimizer_rule(Arc::new(ShortDictionaries))
         .build();
     let context = EngineContext::new_with_state(state);
     register(&context, &parts, statics);
