@@ -25,6 +25,7 @@ mod guc;
 mod information;
 mod instants;
 mod interrupt;
+mod learned;
 mod live;
 mod manage;
 mod names;

@@ -3,7 +3,11 @@
 //! A [`ScanSpec`] is data and could travel to another machine; the [`ScanEnv`] that turns it
 //! into rows cannot. Locally the environment is the table's pinned version: the sources that
 //! can hold wanted rows, grouped by where rows may repeat. Only those groups pay for merging.
+//! Where the newest or oldest rows are wanted first they are read first, so that what the query
+//! has learned by then ([`Learned`]) keeps the rest from being opened.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,13 +16,21 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics};
+use datafusion::config::ConfigOptions;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::filter_pushdown::{
+    ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation,
+};
+use datafusion::physical_plan::metrics::{
+    BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet,
+};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+    SortOrderPushdownResult,
 };
 use futures::stream;
 use kymo_kernel::ids::{MetaVersion, Position, SegmentId, TableId, TimeRange};
@@ -34,6 +46,7 @@ use kymo_kernel::storage::version::Version;
 use serde::{Deserialize, Serialize};
 
 use super::filter::Wanted;
+use super::learned::{Learned, is_time};
 
 /// Below this many rows one partition is faster than handing work to other threads.
 const ROWS_WORTH_A_PARTITION: u64 = 65_536;
@@ -109,15 +122,36 @@ impl Unit {
             Unit::Merge(group) => group.sources.iter().map(Source::rows).sum(),
         }
     }
+
+    /// The times that it may have rows of.
+    fn time(&self) -> TimeRange {
+        let time = match self {
+            Unit::Alone(source) => source.time(),
+            Unit::Merge(group) => {
+                let times = group.sources.iter().filter_map(Source::time);
+                times.reduce(|all, each| all.union(&each))
+            }
+        };
+        time.unwrap_or(TimeRange::ALL)
+    }
+}
+
+/// Which rows are read first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Oldest,
+    Newest,
 }
 
 /// Reads a table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TsScanExec {
     spec: ScanSpec,
     env: Arc<dyn ScanEnv>,
     output: SchemaRef,
     partitions: Vec<Vec<Unit>>,
+    first: Option<First>,
+    learned: Learned,
     statistics: Arc<Statistics>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
@@ -171,11 +205,25 @@ impl TsScanExec {
             env: Arc::new(Local(version)),
             output,
             partitions,
+            first: None,
+            learned: Learned::default(),
             statistics,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
             trace: Trace::here(),
         })
+    }
+
+    /// The same with the parts of each thread in the order of their times.
+    fn in_order(&self, first: First) -> Self {
+        let mut scan = TsScanExec { first: Some(first), ..self.clone() };
+        for units in &mut scan.partitions {
+            match first {
+                First::Oldest => units.sort_by_key(|unit| unit.time().first),
+                First::Newest => units.sort_by_key(|unit| Reverse(unit.time().last)),
+            }
+        }
+        scan
     }
 
     fn wanted(&self) -> Wanted {
@@ -303,6 +351,11 @@ impl DisplayAs for TsScanExec {
             let name = tag.map_or("?", |tag| tag.name.as_str());
             write!(out, ", {name} in [{}]", shown.join(", "))?;
         }
+        match self.first {
+            Some(First::Oldest) => out.write_str(", oldest first")?,
+            Some(First::Newest) => out.write_str(", newest first")?,
+            None => {}
+        }
         match self.spec.limit {
             Some(limit) => write!(out, ", limit={limit}"),
             None => Ok(()),
@@ -340,6 +393,43 @@ impl ExecutionPlan for TsScanExec {
         Err(DataFusionError::Internal("a scan has no inputs".to_owned()))
     }
 
+    /// What was learned belongs to one run.
+    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
+        let learned = Learned::default();
+        Ok(Arc::new(TsScanExec { learned, ..Arc::unwrap_or_clone(self) }))
+    }
+
+    fn try_pushdown_sort(
+        &self,
+        order: &[PhysicalSortExpr],
+    ) -> Result<SortOrderPushdownResult<Arc<dyn ExecutionPlan>>> {
+        let Some(key) = order.first() else { return Ok(SortOrderPushdownResult::Unsupported) };
+        let column = key.expr.downcast_ref::<Column>();
+        if !column.is_some_and(|column| is_time(&self.output, column.index())) {
+            return Ok(SortOrderPushdownResult::Unsupported);
+        }
+        let first = if key.options.descending { First::Newest } else { First::Oldest };
+        Ok(SortOrderPushdownResult::Inexact { inner: Arc::new(self.in_order(first)) })
+    }
+
+    /// Takes no condition off anybody's hands, and looks at those that say more while the query
+    /// runs.
+    fn handle_child_pushdown_result(
+        &self,
+        phase: FilterPushdownPhase,
+        given: ChildPushdownResult,
+        _config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        let conditions = given.parent_filters.iter().map(|given| given.filter.clone()).collect();
+        let mut answer: FilterPushdownPropagation<Arc<dyn ExecutionPlan>> =
+            FilterPushdownPropagation::all_unsupported(given);
+        let learned = Learned::of(conditions, &self.output);
+        if matches!(phase, FilterPushdownPhase::Post) && !learned.is_empty() {
+            answer.updated_node = Some(Arc::new(TsScanExec { learned, ..self.clone() }));
+        }
+        Ok(answer)
+    }
+
     fn metrics(&self) -> Option<MetricsSet> {
         Some(self.metrics.clone_inner())
     }
@@ -369,7 +459,9 @@ impl ExecutionPlan for TsScanExec {
         let rows = Rows {
             version: self.env.version().clone(),
             scan,
-            units: units.into_iter(),
+            units: units.into(),
+            learned: self.learned.clone(),
+            skipped: MetricBuilder::new(&self.metrics).counter("skipped", partition),
             current: None,
             left: self.spec.limit,
             trace: self.trace.child("scan"),
@@ -390,13 +482,30 @@ type Batches = Box<dyn Iterator<Item = kymo_kernel::Result<RecordBatch>> + Send>
 struct Rows {
     version: Arc<Version>,
     scan: Scan,
-    units: std::vec::IntoIter<Unit>,
+    units: VecDeque<Unit>,
+    learned: Learned,
+    /// How many units were never opened.
+    skipped: Count,
     current: Option<Batches>,
     left: Option<usize>,
     /// From the first row asked for to the last.
     trace: Trace,
     /// The same for the present unit.
     step: Trace,
+}
+
+impl Rows {
+    /// Lets go of the units in which nothing is wanted any more.
+    fn skip(&mut self) {
+        if self.learned.is_empty() {
+            return;
+        }
+        let times: Vec<TimeRange> = self.units.iter().map(Unit::time).collect();
+        let Some(wanted) = self.learned.wanted(&self.scan.output, &times) else { return };
+        let mut wanted = wanted.into_iter();
+        self.units.retain(|_| wanted.next().unwrap_or(true));
+        self.skipped.add(times.len() - self.units.len());
+    }
 }
 
 impl Iterator for Rows {
@@ -408,7 +517,8 @@ impl Iterator for Rows {
                 return None;
             }
             let Some(current) = &mut self.current else {
-                let unit = self.units.next()?;
+                self.skip();
+                let unit = self.units.pop_front()?;
                 self.step = self.trace.child(unit.step());
                 match open(&self.version, &self.scan, unit) {
                     Ok(batches) => self.current = Some(batches),

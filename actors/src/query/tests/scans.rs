@@ -77,6 +77,20 @@ fn scans_agree_with_a_map() {
         );
         assert_eq!(select("WHERE host = 'none'"), [""; 0], "seed {seed}");
         assert_eq!(house.rows("SELECT count(*) FROM t"), [oracle.len().to_string()], "seed {seed}");
+        for (order, newest) in [("DESC", true), ("ASC", false)] {
+            let mut expected: Vec<(i64, &str)> =
+                oracle.keys().map(|(host, at)| (*at, host.as_str())).collect();
+            let by = |row: &(i64, &str)| if newest { -row.0 } else { row.0 };
+            expected.sort_by_key(|row| (by(row), row.1.to_owned()));
+            for limit in [1, 3, 17] {
+                let sql = format!(
+                    "SELECT host, time::bigint / 3600000000000 FROM t ORDER BY time {order}, host \
+                     LIMIT {limit}"
+                );
+                let shown = expected.iter().take(limit).map(|(at, host)| format!("{host}|{at}"));
+                assert_eq!(house.rows(&sql), shown.collect::<Vec<_>>(), "seed {seed}: {sql}");
+            }
+        }
         let sum: i64 = oracle.values().filter_map(|(a, _)| *a).sum();
         assert_eq!(
             house.rows("SELECT coalesce(sum(a), 0) FROM t"),
@@ -127,4 +141,29 @@ fn plans_show_what_is_read() {
     assert!(!plan("SELECT count(*) FROM t").contains("TsScanExec"), "counted from metadata");
     assert!(house.rows("EXPLAIN ANALYZE SELECT * FROM t").join("\n").contains("output_rows=3"));
     assert_eq!(house.rows("SELECT host FROM t ORDER BY host LIMIT 2"), ["a", "b"]);
+}
+
+#[test]
+fn what_is_not_among_the_first_rows_is_never_opened() {
+    let house = House::new();
+    house.rows("CREATE TABLE t (host TEXT TAG, v BIGINT, time TIMESTAMPTZ)");
+    for day in 1..=5 {
+        house.rows(&format!("INSERT INTO t VALUES ('a', {day}, '2024-01-0{day}')"));
+        house.flush();
+    }
+    house.rows("INSERT INTO t VALUES ('b', 6, '2024-01-03T12:00:00Z')");
+    let run = |sql: &str| house.rows(&format!("EXPLAIN ANALYZE {sql}")).join("\n");
+    for (sql, order, skipped) in [
+        ("SELECT v FROM t ORDER BY time DESC LIMIT 1", ", newest first,", 5),
+        ("SELECT v FROM t ORDER BY time LIMIT 1", ", oldest first,", 5),
+        ("SELECT v FROM t ORDER BY time DESC, host LIMIT 2", ", newest first,", 4),
+        ("SELECT v FROM t ORDER BY time DESC", ", newest first,", 0),
+        ("SELECT time FROM t ORDER BY v DESC LIMIT 1", ", metrics=", 0),
+    ] {
+        let plan = run(sql);
+        let shown = plan.contains(order) && plan.contains(&format!(" skipped={skipped}]"));
+        assert!(shown, "{sql}: {plan}");
+    }
+    assert_eq!(house.rows("SELECT v FROM t ORDER BY time DESC LIMIT 2"), ["5", "4"]);
+    assert_eq!(house.rows("SELECT v FROM t WHERE v <> 5 ORDER BY time DESC LIMIT 2"), ["4", "6"]);
 }
