@@ -65,7 +65,7 @@ pub fn fit(settings: &Arc<Settings>, limit: Limit) -> Result<Arc<Settings>> {
     let (set, open): (Vec<&Part>, Vec<&Part>) =
         PARTS.iter().partition(|part| *(part.place)(&mut fitted) != *(part.place)(&mut defaults));
     let taken: Vec<&Part> = set.into_iter().filter(|part| (part.counts)(settings)).collect();
-    let bytes: u64 = taken.iter().map(|part| *(part.place)(&mut fitted)).sum();
+    let bytes = taken.iter().map(|part| *(part.place)(&mut fitted)).fold(0, u64::saturating_add);
     let shares: u64 = taken.iter().map(|part| part.share).sum();
     let room = limit.bytes.saturating_sub(BASE).saturating_sub(bytes) / (100 - shares);
     for part in open {
@@ -161,6 +161,10 @@ mod tests {
             assert!(error.message().contains(word), "{error}");
         }
         assert_eq!(fitted(64, |_| ()).unwrap_err().code(), Code::Settings);
+        let endless = |s: &mut Settings| {
+            (s.query.memory_bytes, s.ingest.queue_bytes) = (u64::MAX, u64::MAX);
+        };
+        assert_eq!(fitted(8192, endless).unwrap_err().code(), Code::Settings);
         let hard = |s: &mut Settings| s.memtable.hard_bytes = 10 * MIB;
         assert_eq!(fitted(8192, hard).unwrap().memtable.soft_bytes, 5 * MIB);
     }
