@@ -45,14 +45,18 @@ impl Learned {
 
     /// For each part whether it can hold a wanted row; `None` where nothing was learned since this
     /// was asked last.
-    pub(super) fn wanted(&mut self, output: &SchemaRef, parts: &[TimeRange]) -> Option<Vec<bool>> {
+    pub(super) fn wanted(
+        &mut self,
+        output: &SchemaRef,
+        parts: impl FnOnce() -> Vec<TimeRange>,
+    ) -> Option<Vec<bool>> {
         let generations = self.conditions.iter().map(snapshot_generation);
         let generation = generations.fold(0, u64::wrapping_add);
-        if parts.is_empty() || std::mem::replace(&mut self.generation, generation) == generation {
+        if std::mem::replace(&mut self.generation, generation) == generation {
             return None;
         }
-        let mut wanted = vec![true; parts.len()];
-        let times = Times { name: time_name(output)?, parts };
+        let times = Times { name: time_name(output)?, parts: parts() };
+        let mut wanted = vec![true; times.parts.len()];
         for condition in &self.conditions {
             // A condition that times cannot answer leaves everything wanted.
             let asked = PruningPredicateBuilder::new().with_file_schema(output.clone());
@@ -78,7 +82,7 @@ fn time_name(output: &Schema) -> Option<&str> {
 /// The times of parts, as statistics.
 struct Times<'a> {
     name: &'a str,
-    parts: &'a [TimeRange],
+    parts: Vec<TimeRange>,
 }
 
 impl Times<'_> {
@@ -148,8 +152,8 @@ mod tests {
         binary(col("time", &output()).unwrap(), op, at)
     }
 
-    fn parts() -> [TimeRange; 3] {
-        [(0, 9), (10, 19), (20, 29)].map(|(first, last)| TimeRange { first, last })
+    fn parts() -> Vec<TimeRange> {
+        [(0, 9), (10, 19), (20, 29)].map(|(first, last)| TimeRange { first, last }).to_vec()
     }
 
     #[test]
@@ -158,17 +162,18 @@ mod tests {
         let column = col("time", &output).unwrap();
         let condition = Arc::new(DynamicFilterPhysicalExpr::new(vec![column.clone()], lit(true)));
         let mut learned = Learned::of(vec![condition.clone()], &output);
-        assert_eq!(learned.wanted(&output, &parts()), Some(vec![true; 3]));
-        assert_eq!(learned.wanted(&output, &parts()), None, "nothing is new");
+        assert_eq!(learned.wanted(&output, parts), Some(vec![true; 3]));
+        assert_eq!(learned.wanted(&output, parts), None, "nothing is new");
         // As the ten newest rows have it, where no time would come first.
         let newer = binary(is_null(column).unwrap(), Operator::Or, time(Operator::Gt, 15));
         condition.update(newer).unwrap();
-        assert_eq!(learned.wanted(&output, &parts()), Some(vec![false, true, true]));
+        assert_eq!(learned.wanted(&output, parts), Some(vec![false, true, true]));
         condition.update(time(Operator::Gt, 19)).unwrap();
-        assert_eq!(learned.wanted(&output, &parts()), Some(vec![false, false, true]));
+        assert_eq!(learned.wanted(&output, parts), Some(vec![false, false, true]));
         condition.update(time(Operator::Lt, 3)).unwrap();
-        assert_eq!(learned.wanted(&output, &parts()), Some(vec![true, false, false]));
-        assert_eq!(learned.wanted(&output, &[]), None);
+        assert_eq!(learned.wanted(&output, parts), Some(vec![true, false, false]));
+        condition.update(time(Operator::Lt, 2)).unwrap();
+        assert_eq!(learned.wanted(&output, Vec::new), Some(Vec::new()));
     }
 
     #[test]
@@ -187,6 +192,6 @@ mod tests {
             learned.conditions.remove(0),
         );
         let mut learned = Learned::of(vec![Arc::new(condition)], &output);
-        assert_eq!(learned.wanted(&output, &parts()), Some(vec![false, true, true]));
+        assert_eq!(learned.wanted(&output, parts), Some(vec![false, true, true]));
     }
 }

@@ -497,14 +497,12 @@ struct Rows {
 impl Rows {
     /// Lets go of the units in which nothing is wanted any more.
     fn skip(&mut self) {
-        if self.learned.is_empty() {
-            return;
-        }
-        let times: Vec<TimeRange> = self.units.iter().map(Unit::time).collect();
-        let Some(wanted) = self.learned.wanted(&self.scan.output, &times) else { return };
+        let times = || self.units.iter().map(Unit::time).collect();
+        let Some(wanted) = self.learned.wanted(&self.scan.output, times) else { return };
+        let before = self.units.len();
         let mut wanted = wanted.into_iter();
         self.units.retain(|_| wanted.next().unwrap_or(true));
-        self.skipped.add(times.len() - self.units.len());
+        self.skipped.add(before - self.units.len());
     }
 }
 
